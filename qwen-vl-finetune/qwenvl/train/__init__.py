@@ -1,0 +1,1 @@
+"""Fine-tuning: arguments, model loading, parameter groups, attention for packed batches, trainer."""
