@@ -1,0 +1,75 @@
+"""Tokenizers with Qwen's special tokens: a small byte-level BPE trained here, and the published vocabulary.
+
+No token id is written down anywhere: every id is asked of the tokenizer.
+"""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from transformers import Qwen2Tokenizer
+
+FAMILY_TEMPLATE = {
+    "qwen2_vl": "qwen2_vl.jinja",
+    "qwen2_5_vl": "qwen2_vl.jinja",
+    "qwen3_vl": "qwen3_vl.jinja",
+    "qwen3_vl_moe": "qwen3_vl.jinja",
+}
+
+# In the order of the published vocabulary; those in PLAIN are ordinary text that decoding keeps.
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>",
+    "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+PLAIN = (
+    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
+    "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>",
+)  # fmt: skip
+
+NANO_VOCABULARY = 2048
+
+
+def chat_template(family: str) -> str:
+    """The Jinja chat template of a family: the format its published checkpoints were trained on."""
+    return (files("qwenvl.nano") / "templates" / FAMILY_TEMPLATE[family]).read_text(encoding="utf-8")
+
+
+def nano_tokenizer(family: str) -> Qwen2Tokenizer:
+    """A byte-level BPE of at most `NANO_VOCABULARY` tokens, special ones included.
+
+    Trained on the word list beside this file, so that it is the same on every machine; any other text
+    still encodes, byte by byte.
+    """
+    words = (files("qwenvl.nano") / "words.txt").read_text(encoding="utf-8").split()
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=NANO_VOCABULARY - len(SPECIAL) - len(PLAIN),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    # A word stands inside a sentence far more often than at its start.
+    forms = (form for word in words for form in (f" {word}",) * 4 + (word, word.capitalize()))
+    bpe.train_from_iterator(forms, trainer)
+    return _family_tokenizer(json.loads(bpe.to_str())["model"], family)
+
+
+def qwen_tokenizer(family: str, folder: str | Path) -> Qwen2Tokenizer:
+    """The published vocabulary (151,669 tokens) from a folder that holds Qwen's `tokenizer.json`."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no tokenizer.json in {folder}: unpack Qwen's published tokenizer there")
+    return _family_tokenizer(json.loads(path.read_text(encoding="utf-8"))["model"], family)
+
+
+def _family_tokenizer(bpe: dict, family: str) -> Qwen2Tokenizer:
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in bpe["merges"]]
+    # Built with <|endoftext|> alone at first: the rest then gets its ids in the published order.
+    tokenizer = Qwen2Tokenizer(vocab=bpe["vocab"], merges=merges, unk_token=None, model_max_length=4096)
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in PLAIN])
+    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.chat_template = chat_template(family)
+    return tokenizer
