@@ -1,0 +1,30 @@
+"""Answers from a Qwen vision-language checkpoint, behind one small interface.
+
+    messages -> backend (pixels by qwen_vl_utils) -> stream of text, or a batch of replies
+
+Importing this package loads neither torch nor transformers; :func:`open_backend` does.
+"""
+
+from qwen_vl_serve.backends import open_backend
+from qwen_vl_serve.backends.base import (
+    GREEDY,
+    Backend,
+    Event,
+    Finished,
+    Message,
+    Reply,
+    Sampling,
+    TextDelta,
+)
+
+__all__ = [
+    "GREEDY",
+    "Backend",
+    "Event",
+    "Finished",
+    "Message",
+    "Reply",
+    "Sampling",
+    "TextDelta",
+    "open_backend",
+]
