@@ -1,0 +1,166 @@
+"""Attention over flattened batches: samples lie end to end in one row and never see each other.
+
+    hidden states [1, T, C] -> q [1, Hq, T, D], k and v [1, Hkv, T, D]
+    cu_seqlens [n + 1]: segment i is the tokens cu_seqlens[i] .. cu_seqlens[i + 1]
+    -> segment_attention -> [1, T, Hq, D]
+
+Both halves of a model come here.  The language model gets its segments as a `Segments` object among the
+forward arguments (`model(..., segments=...)`); the vision tower makes its own `cu_seq_lens_q`, one segment a
+picture, frame or window.  `enable` switches a loaded model to this through the model library's attention
+interface; no class is patched.
+
+On CUDA, in half precision, the variable-length kernel runs: flash-attn where it is installed, else the one
+that comes with torch.  Everywhere else segments are batched by length and run through torch's own attention.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+# The model library hands segments to the vision tower's attention only where the name contains "flash".
+NAME = "qwenvl_flash_varlen"
+
+# Causal segments may be padded to the longest of their bucket, by at most this factor.
+_PADDING = 1.25
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where the samples of a flattened batch begin and end.
+
+    cu_seqlens: int32 [n + 1] on the model's device; longest: tokens of the longest segment.
+    """
+
+    cu_seqlens: torch.Tensor
+    longest: int
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens per segment."""
+        return self.cu_seqlens.diff().tolist()
+
+    @cached_property
+    def causal_buckets(self) -> list[torch.Tensor]:
+        """The padded token indices of each bucket of similar lengths, [segments, longest of the bucket]."""
+        return _buckets(self.lengths, _PADDING, self.cu_seqlens.device)
+
+    @cached_property
+    def equal_buckets(self) -> list[torch.Tensor]:
+        """The token indices of each bucket of equal lengths, [segments, length]."""
+        return _buckets(self.lengths, 1.0, self.cu_seqlens.device)
+
+
+def _buckets(lengths: Sequence[int], padding: float, device: torch.device) -> list[torch.Tensor]:
+    """Segments grouped by length, as token indices; a padded place holds -1."""
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    grouped: list[list[int]] = []
+    for segment in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i]):
+        if not grouped or lengths[grouped[-1][0]] > padding * lengths[segment]:
+            grouped.append([])
+        grouped[-1].append(segment)
+    buckets = []
+    for group in grouped:
+        steps = torch.arange(lengths[group[0]])
+        first = torch.tensor([starts[i] for i in group])[:, None]
+        length = torch.tensor([lengths[i] for i in group])[:, None]
+        buckets.append(torch.where(steps < length, first + steps, -1).to(device))
+    return buckets
+
+
+def segment_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Attention within each segment.
+
+    query [Hq, T, D], key and value [Hkv, T, D] -> [T, Hq, D].  Same result as a loop over the segments.
+    """
+    if _has_kernel(query) and not dropout:
+        rows = [tensor.transpose(0, 1).contiguous() for tensor in (query, key, value)]
+        return _kernel_attention(*rows, segments, causal=causal, scale=scale)
+    return _batched_attention(query, key, value, segments, causal=causal, scale=scale, dropout=dropout)
+
+
+def _has_kernel(query: torch.Tensor) -> bool:
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+
+
+@cache
+def _flash_attn_installed() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def _kernel_attention(query, key, value, segments: Segments, *, causal: bool, scale: float | None):
+    ends, longest = segments.cu_seqlens, segments.longest
+    if _flash_attn_installed():
+        from flash_attn import flash_attn_varlen_func
+
+        return flash_attn_varlen_func(
+            query, key, value, ends, ends, longest, longest, softmax_scale=scale, causal=causal
+        )
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn(
+        query, key, value, ends, ends, longest, longest, scale=scale,
+        window_size=(-1, 0) if causal else (-1, -1), enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+
+
+def _batched_attention(query, key, value, segments: Segments, *, causal, scale, dropout):
+    heads, tokens, _ = query.shape
+    options = dict(is_causal=causal, scale=scale, dropout_p=dropout, enable_gqa=heads != key.shape[0])
+    count = len(segments.lengths)
+    if count * segments.longest == tokens:  # All of one length: no token has to move.
+        batched = [t.unflatten(1, (count, -1)).transpose(0, 1) for t in (query, key, value)]
+        return scaled_dot_product_attention(*batched, **options).transpose(1, 2).flatten(0, 1)
+    output = query.new_zeros(tokens, heads, value.shape[-1])
+    for index in segments.causal_buckets if causal else segments.equal_buckets:
+        # A padded place reads some token; it comes after its segment's own, which causal attention hides.
+        batched = [t[:, index.clamp(min=0)].transpose(0, 1) for t in (query, key, value)]
+        rows = scaled_dot_product_attention(*batched, **options).transpose(1, 2)
+        real = index >= 0
+        output = output.index_put((index[real],), rows[real])
+    return output
+
+
+def _interface(module, query, key, value, attention_mask, scaling=None, dropout=0.0, segments=None, **kwargs):
+    """What the model library calls: query [B, Hq, T, D] -> ([B, T, Hq, D], no weights)."""
+    if "cu_seq_lens_q" in kwargs:  # The vision tower, which knows its own segments.
+        segments = Segments(kwargs["cu_seq_lens_q"], int(kwargs["max_length_q"]))
+    if segments is None or query.shape[0] != 1:
+        raise ValueError(
+            f"{NAME} attends within the segments of one flattened row, got a batch of {query.shape[0]} rows "
+            f"and segments={segments}: pass segments=Segments(...) or set another attention implementation"
+        )
+    causal = bool(kwargs.get("is_causal", module.is_causal))
+    output = segment_attention(
+        query[0], key[0], value[0], segments, causal=causal, scale=scaling, dropout=dropout
+    )
+    return output[None], None
+
+
+def _no_mask(*args, **kwargs) -> None:
+    """Segments take the place of a mask."""
+
+
+def enable(model: PreTrainedModel) -> None:
+    """Switch a loaded model, both halves, to attention within segments."""
+    AttentionInterface.register(NAME, _interface)
+    AttentionMaskInterface.register(NAME, _no_mask)
+    for config in (model.config, model.config.text_config, model.config.vision_config):
+        config._attn_implementation = NAME

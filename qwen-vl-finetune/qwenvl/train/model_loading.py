@@ -1,0 +1,84 @@
+"""A checkpoint folder becomes a model and a processor ready for training.
+
+    config.json -> model_type -> model class;  processor <- --min_pixels, --max_pixels, --video_*
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.image_utils import SizeDict
+
+from qwenvl.train import attention
+from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+
+
+def load_model(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> PreTrainedModel:
+    """The model that `model_type` in the checkpoint's config.json names, in the dtype of training.
+
+    Raises ValueError for a model_type that is no Qwen-VL family.
+    """
+    path = model_args.model_name_or_path
+    config = AutoConfig.from_pretrained(path, cache_dir=training_args.cache_dir)
+    if config.model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"{path}: model_type {config.model_type!r} in config.json is not one of {', '.join(MODEL_TYPES)}"
+        )
+    named = config._attn_implementation  # None where config.json does not name one.
+    model = AutoModelForImageTextToText.from_pretrained(
+        path, config=config, dtype=_weight_dtype(training_args), cache_dir=training_args.cache_dir
+    )
+    if named is None and (data_args.data_flatten or data_args.data_packing):
+        attention.enable(model)
+    logger.info("%s: %s, attention %s", path, type(model).__name__, model.config._attn_implementation)
+    return model
+
+
+def _weight_dtype(training_args: TrainingArguments) -> torch.dtype:
+    """fp32 weights, which --bf16 computes with in bf16; DeepSpeed keeps the fp32 copy itself."""
+    if training_args.deepspeed and training_args.bf16:
+        return torch.bfloat16
+    return torch.float32
+
+
+def load_processor(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> ProcessorMixin:
+    """The checkpoint's processor with the pixel and frame limits of the command line.
+
+    It is saved with the model, so that answering preprocesses as training did.
+    """
+    path = model_args.model_name_or_path
+    processor = AutoProcessor.from_pretrained(path, cache_dir=training_args.cache_dir)
+    limits = {
+        "pixels": (data_args.min_pixels, data_args.max_pixels),
+        "video_pixels": (data_args.video_min_pixels, data_args.video_max_pixels),
+        "video_frames": (data_args.video_min_frames, data_args.video_max_frames),
+    }
+    for name, (least, most) in limits.items():
+        if not 0 < least <= most:
+            raise ValueError(f"limits of {name}: 0 < minimum <= maximum does not hold for {least} and {most}")
+    processor.image_processor.size = _size(*limits["pixels"])
+    video = processor.video_processor
+    video.size = _size(*limits["video_pixels"])
+    video.min_frames, video.max_frames = limits["video_frames"]
+    video.fps = data_args.video_fps
+    return processor
+
+
+def _size(least: int, most: int) -> SizeDict:
+    return SizeDict(shortest_edge=least, longest_edge=most)

@@ -1,0 +1,160 @@
+"""The Hugging Face Trainer, with the loss, the parameter groups and the checkpoints of this repository.
+
+    batch (padded or flattened) -> hidden states -> lm_head where the next token carries loss
+      -> sum of cross-entropies / loss tokens of the whole optimiser step, all micro-batches and ranks
+
+so batch 8, accumulation 8 and eight ranks with one sample each take the same step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, ProcessorMixin, Trainer
+
+from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
+from qwenvl.train.attention import Segments
+from qwenvl.train.parameters import component_table, parameter_groups
+
+ARGUMENTS_FILE = "training_arguments.json"
+
+
+@dataclass
+class Throughput:
+    """What has been trained on since `start`, over all ranks."""
+
+    samples: int = 0
+    tokens: int = 0
+    start: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def per_second(self) -> dict[str, float]:
+        """samples_per_second and tokens_per_second since `start`."""
+        seconds = max(time.perf_counter() - self.start, 1e-9)
+        return {
+            "samples_per_second": round(self.samples / seconds, 2),
+            "tokens_per_second": round(self.tokens / seconds, 1),
+        }
+
+
+def count_loss_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """Tokens of labels [B, S] that a previous position predicts and that carry loss."""
+    return (labels[:, 1:] != -100).sum()
+
+
+def summed_loss(model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+    """Sum of the cross-entropies of a batch, and the model's outputs.
+
+    inputs: a padded or flattened batch with labels [B, S].  Logits are computed only for the columns in which
+    some row's next token carries loss.
+    """
+    labels = inputs["labels"]
+    columns = (labels[:, 1:] != -100).any(dim=0).nonzero()[:, 0]
+    outputs = model(**model_inputs(inputs), logits_to_keep=columns, use_cache=False)
+    logits = outputs.logits.flatten(0, 1).float()
+    targets = labels[:, columns + 1].flatten()
+    return cross_entropy(logits, targets, ignore_index=-100, reduction="sum"), outputs
+
+
+def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """A collated batch as the model's forward takes it: no labels, `cu_seq_lens_*` as `segments`."""
+    renamed = ("labels", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+    inputs = {name: value for name, value in batch.items() if name not in renamed}
+    if "cu_seq_lens_q" in batch:
+        inputs["segments"] = Segments(batch["cu_seq_lens_q"], int(batch["max_length_q"]))
+    return inputs
+
+
+class QwenVLTrainer(Trainer):
+    """Trainer of a Qwen-VL model; `processor` is saved with every checkpoint."""
+
+    args: TrainingArguments
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        model_args: ModelArguments,
+        data_args: DataArguments,
+        args: TrainingArguments,
+        **kwargs,
+    ) -> None:
+        use_cache = model.config.to_dict().get("use_cache")
+        super().__init__(model=model, args=args, **kwargs)
+        # The base class writes its own setting into the configuration that is saved for inference.
+        if use_cache is None:
+            del model.config.use_cache
+        else:
+            model.config.use_cache = use_cache
+        # The loss is already that of the whole optimiser step; without this the base class divides it again.
+        self.model_accepts_loss_kwargs = True
+        self.processor = processor
+        self.model_args = model_args
+        self.data_args = data_args
+        self.components = component_table(model_args, args)
+        self.throughput = Throughput()
+        self.whole_run = Throughput()
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """One parameter group per component and kind of decay."""
+        if self.optimizer is None:
+            trained = self.model if model is None else model
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            self.optimizer = kind(parameter_groups(trained, self.components), **options)
+        return self.optimizer
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of one optimiser step, and its loss tokens over all of them and all ranks."""
+        batches = []
+        for _ in range(num_batches):
+            batch = next(epoch_iterator, None)
+            if batch is None:
+                break
+            batches.append(batch)
+        counts = torch.zeros(3, dtype=torch.int64, device=device)
+        for batch in batches:
+            padded = "attention_mask" in batch
+            counts[0] += count_loss_tokens(batch["labels"])
+            counts[1] += len(batch["labels"]) if padded else len(batch["cu_seq_lens_q"]) - 1
+            counts[2] += batch["attention_mask"].sum() if padded else batch["labels"].numel()
+        loss_tokens, samples, tokens = self.accelerator.reduce(counts, reduction="sum").tolist()
+        for counter in (self.throughput, self.whole_run):
+            counter.samples += samples
+            counter.tokens += tokens
+        return batches, loss_tokens
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The batch's share of the optimiser step's loss, scaled so that the mean over ranks is the whole."""
+        total, outputs = summed_loss(model, inputs)
+        if num_items_in_batch is None:  # Evaluation: the batch's own mean.
+            loss = total / count_loss_tokens(inputs["labels"]).clamp(min=1)
+        else:
+            loss = total * (self.accelerator.num_processes / max(int(num_items_in_batch), 1))
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds samples and tokens per second to each line of the training log."""
+        if "loss" in logs:
+            logs.update(self.throughput.per_second())
+            self.throughput = Throughput()
+        super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Everything that answering needs: weights, configuration, processor; and the arguments used."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            self.processor.save_pretrained(folder)
+            used = {
+                "model": dataclasses.asdict(self.model_args),
+                "data": dataclasses.asdict(self.data_args),
+                "training": self.args.to_dict(),
+            }
+            (folder / ARGUMENTS_FILE).write_text(json.dumps(used, indent=2, default=str) + "\n")
