@@ -170,6 +170,12 @@ def test_make_knows_the_target(target):
     assert target in subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True).stdout.split()
 
 
+# What the stand-in for Python does, given `-c CODE`.
+VERSION = 'case "$2" in *%d.%d*) echo 3.11;; esac'
+NO_CODEC = 'case "$2" in *torchcodec*) exit 1;; esac'
+NO_PIP = 'case "$2" in *ensurepip*) exit 1;; esac'
+
+
 class Machine:
     """A copy of what `.ci/setup` reads, and a PATH on which only the named programs exist."""
 
@@ -183,8 +189,7 @@ class Machine:
         for tool in ["bash", "cat", "cksum", "dirname", "mkdir", "rm", "cp", "chmod"]:
             (self.bin / tool).symlink_to(shutil.which(tool))
         self.program("id", "echo 1000")
-        self.program("ffmpeg", "")
-        self.program("python3.11", 'case "$2" in *%d.%d*) echo 3.11;; esac')
+        self.program("python3.11", VERSION)
         self.program("uv", f'echo "uv $*" >>{self.log}; [ "$1" != venv ] || {self.fake_venv()}')
         self.log.touch()
 
@@ -261,19 +266,22 @@ def test_setup_passes_the_torch_backend_on_and_remembers_it(machine):
     assert "--torch-backend cpu" in machine.setup()[2][-1]
 
 
-def test_setup_without_ffmpeg_says_so_and_goes_on(machine):
-    status, said, ran = machine.without("ffmpeg").setup()
+def test_setup_where_torchcodec_does_not_load_says_so_and_goes_on(machine):
+    machine.program("python3.11", f"{NO_CODEC}; {VERSION}")
+    status, said, _ = machine.setup()
     assert status == 0
-    assert "sudo apt-get install ffmpeg" in said
-    assert "pip install" in ran[-1]
+    assert "sudo apt-get install ffmpeg libpython3.11" in said
+    assert machine.setup() == (0, "", [])
 
 
 def test_setup_as_root_on_debian_installs_what_is_missing(machine):
     machine.program("id", "echo 0")
-    machine.program("apt-get", f'echo "apt-get $*" >>{machine.log}')
-    status, said, ran = machine.without("ffmpeg").setup()
+    machine.program("python3.11", f"[ -e {machine.root}/codec ] || {{ {NO_CODEC}; }}; {VERSION}")
+    machine.program("apt-get", f'echo "apt-get $*" >>{machine.log}; : >{machine.root}/codec')
+    status, said, ran = machine.setup()
     assert status == 0, said
-    assert any(line.startswith("apt-get install") and line.endswith(" ffmpeg") for line in ran)
+    assert ran[-1].startswith("apt-get install") and ran[-1].endswith(" ffmpeg libpython3.11")
+    assert "does not load" not in said
 
 
 @pytest.mark.parametrize("old", [True, False], ids=["older", "none"])
@@ -282,7 +290,7 @@ def test_setup_without_a_python_names_the_package(machine, old):
     status, said, ran = machine.setup()
     assert status != 0
     assert "no Python 3.11 or newer" in said
-    assert "sudo apt-get install python3" in said
+    assert "sudo apt-get install python3 python3-venv" in said
     assert not ran
 
 
@@ -295,7 +303,7 @@ def test_setup_without_uv_fetches_it_with_pip(machine):
 
 
 def test_setup_without_uv_and_ensurepip_names_the_package(machine):
-    machine.program("python3.11", 'case "$2" in *ensurepip*) exit 1;; *%d.%d*) echo 3.11;; esac')
+    machine.program("python3.11", f"{NO_PIP}; {VERSION}")
     status, said, _ = machine.without("uv").setup()
     assert status != 0
     assert "sudo apt-get install python3.11-venv" in said
