@@ -1,0 +1,17 @@
+"""The package's exceptions: everything that goes wrong with a medium is a `MediaError`."""
+
+
+class MediaError(ValueError):
+    """A picture or video that can't be used; the message names it and says why."""
+
+
+class MediaNotFound(MediaError, FileNotFoundError):
+    """A local file that does not exist."""
+
+
+class ImageError(MediaError):
+    """Bytes that are not a readable picture."""
+
+
+class VideoError(MediaError):
+    """A video that a reader can't decode."""

@@ -1,0 +1,90 @@
+"""Pixels as the vision towers of Qwen-VL want them: rescaled, normalised, cut into patches.
+
+picture uint8 [h, w, 3]     -> float32 [h/p * w/p, 3 * T * p * p], grid (1, h/p, w/p)
+video   uint8 [n, 3, h, w]  -> float32 [n/T * h/p * w/p, 3 * T * p * p], grid (n/T, h/p, w/p)
+
+Patches of one merge block (m x m) stand next to each other, blocks in reading order; a picture is repeated
+over the T frames of a temporal patch. Equal to the model library's image and video processors, bit for bit.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class PatchLayout:
+    """How one image or video processor cuts and scales."""
+
+    patch: int
+    temporal: int
+    merge: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    rescale: float
+
+    @classmethod
+    def of(cls, processor: Any) -> "PatchLayout":
+        """The layout of an image or video processor of the model library.
+
+        Raises ValueError for one that does not rescale and normalise.
+        """
+        if not (processor.do_rescale and processor.do_normalize):
+            raise ValueError(
+                f"{type(processor).__name__} has do_rescale={processor.do_rescale} and do_normalize="
+                f"{processor.do_normalize}; Qwen-VL's vision towers need both, set them in its configuration"
+            )
+        return cls(
+            patch=processor.patch_size,
+            temporal=processor.temporal_patch_size,
+            merge=processor.merge_size,
+            mean=tuple(processor.image_mean),
+            std=tuple(processor.image_std),
+            rescale=processor.rescale_factor,
+        )
+
+    @property
+    def factor(self) -> int:
+        """What the sides of a picture are multiples of [pixels]."""
+        return self.patch * self.merge
+
+    @cached_property
+    def scaling(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation in grey levels, float32, shaped for [..., 3, T, p, p]."""
+        levels = np.float32(1.0 / self.rescale)
+        shape = (-1, 1, 1, 1)
+        return (
+            (np.asarray(self.mean, np.float32) * levels).reshape(shape),
+            (np.asarray(self.std, np.float32) * levels).reshape(shape),
+        )
+
+    def image(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
+        """uint8 [h, w, 3] -> (patches, grid)."""
+        height, width, channels = pixels.shape
+        p, m, rows, columns = self.patch, self.merge, height // self.patch, width // self.patch
+        blocks = pixels.reshape(rows // m, m, p, columns // m, m, p, channels).transpose(0, 3, 1, 4, 6, 2, 5)
+        scaled = self._scale(blocks.reshape(rows * columns, channels, 1, p, p))
+        patches = np.empty((rows * columns, channels, self.temporal, p, p), np.float32)
+        patches[:] = scaled
+        return patches.reshape(rows * columns, -1), (1, rows, columns)
+
+    def video(self, frames: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
+        """uint8 [n, 3, h, w] -> (patches, grid); the last frame is repeated to fill a temporal patch."""
+        if missing := -len(frames) % self.temporal:
+            frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
+        count, channels, height, width = frames.shape
+        p, m, rows, columns = self.patch, self.merge, height // self.patch, width // self.patch
+        steps = count // self.temporal
+        blocks = frames.reshape(
+            steps, self.temporal, channels, rows // m, m, p, columns // m, m, p
+        ).transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
+        scaled = self._scale(blocks.reshape(steps * rows * columns, channels, self.temporal, p, p))
+        return scaled.reshape(steps * rows * columns, -1), (steps, rows, columns)
+
+    def _scale(self, blocks: np.ndarray) -> np.ndarray:
+        mean, std = self.scaling
+        scaled = np.subtract(blocks, mean)
+        scaled /= std
+        return scaled
