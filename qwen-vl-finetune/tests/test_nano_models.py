@@ -1,4 +1,4 @@
-"""Nano checkpoints: the library's own classes, the families' templates, the published geometry and vocabulary."""
+"""Nano checkpoints: the library's own classes, the families' templates, published geometry, vocabulary."""
 
 import json
 import re
@@ -10,13 +10,21 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import qwenvl
-from qwenvl.nano import FAMILIES, nano_model, nano_tokenizer, published_config, published_model, qwen_tokenizer
+from qwenvl.nano import (
+    FAMILIES,
+    nano_model,
+    nano_tokenizer,
+    published_config,
+    published_model,
+    qwen_tokenizer,
+)
 from qwenvl.nano.tokenizer import PLAIN, SPECIAL, chat_template
 
 QUESTION = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}
 SYSTEM_TURN = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 PROMPT = (
-    "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is this?<|im_end|>\n<|im_start|>assistant\n"
+    "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is this?<|im_end|>\n"
+    "<|im_start|>assistant\n"
 )
 
 
@@ -54,7 +62,9 @@ def test_prompts_render_as_published(family):
 
 
 def test_a_system_turn_replaces_the_default_one(family):
-    rendered = render(family, [{"role": "system", "content": "Be brief."}, QUESTION], add_generation_prompt=True)
+    rendered = render(
+        family, [{"role": "system", "content": "Be brief."}, QUESTION], add_generation_prompt=True
+    )
     assert rendered == "<|im_start|>system\nBe brief.<|im_end|>\n" + PROMPT
 
 
@@ -76,7 +86,10 @@ def test_vision_ids_count_over_the_whole_conversation(family):
 
 WEATHER = {
     "type": "function",
-    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"place": {"type": "string"}}}},
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}},
+    },
 }
 TOOL_CONVERSATION = [
     {"role": "system", "content": "Use tools."},
@@ -99,7 +112,9 @@ TOOL_CONVERSATION = [
 def test_tools_render_as_in_the_published_qwen3_template(cut, tools, qwen_vocabulary):
     published = json.loads((qwen_vocabulary / "tokenizer_config.json").read_text())["chat_template"]
     messages = TOOL_CONVERSATION[:cut]
-    expected = render_jinja_template([messages], chat_template=published, tools=tools, add_generation_prompt=True)[0][0]
+    expected = render_jinja_template(
+        [messages], chat_template=published, tools=tools, add_generation_prompt=True
+    )[0][0]
     # The text-only template always opens a last answer with a thinking block; the vision template does not.
     expected = expected.replace("<think>\n\n</think>\n\n", "")
     assert render("qwen3_vl", messages, tools=tools, add_generation_prompt=True) == expected
@@ -127,7 +142,9 @@ def test_special_tokens_are_single_and_skipped_when_decoding(family):
     assert len(set(ids)) == len(SPECIAL) + len(PLAIN) and len(tokenizer) <= 2048
     text = "Größe 12 是 <|im_end|>\n<think>x</think> 🙂"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
-    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text.replace("<|im_end|>", "")
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text.replace(
+        "<|im_end|>", ""
+    )
 
 
 def test_the_published_vocabulary_keeps_its_ids(qwen_vocabulary):
@@ -141,7 +158,8 @@ def test_the_published_vocabulary_keeps_its_ids(qwen_vocabulary):
 
 # Parameters in billions as the model cards and safetensors indexes give them.
 BILLIONS = {
-    ("qwen2_vl", "2B"): 2.209, ("qwen2_vl", "7B"): 8.291, ("qwen2_5_vl", "3B"): 3.755, ("qwen2_5_vl", "7B"): 8.292,
+    ("qwen2_vl", "2B"): 2.209, ("qwen2_vl", "7B"): 8.291,
+    ("qwen2_5_vl", "3B"): 3.755, ("qwen2_5_vl", "7B"): 8.292,
     ("qwen3_vl", "2B"): 2.128, ("qwen3_vl", "4B"): 4.438, ("qwen3_vl", "8B"): 8.767,
     ("qwen3_vl_moe", "30B-A3B"): 31.071,
 }  # fmt: skip
@@ -156,7 +174,7 @@ def test_published_geometry_has_the_published_number_of_parameters(family, size,
 
 
 def test_an_unknown_size_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'qwen3_vl' '5B'; known: .*qwen3_vl 4B"):
+    with pytest.raises(ValueError, match=r"'qwen3_vl' '5B'; known: .*qwen3_vl 4B"):
         published_config("qwen3_vl", "5B", nano_tokenizer("qwen3_vl"))
 
 
@@ -171,9 +189,14 @@ def test_config_ids_are_the_tokenizers(qwen_vocabulary):
 
 def test_no_code_hard_codes_a_token_id():
     root = Path(qwenvl.__file__).resolve().parents[2]
-    packages = [root / part for part in ("qwen-vl-finetune/qwenvl", "qwen-vl-utils/src", "qwen-vl-serve/src", "evaluation/src")]
+    packages = [
+        root / part
+        for part in ("qwen-vl-finetune/qwenvl", "qwen-vl-utils/src", "qwen-vl-serve/src", "evaluation/src")
+    ]
     sources = [path for package in packages for path in package.rglob("*.py")]
     assert len(sources) > 10
-    offenders = [str(path) for path in sources if re.search(r"\b15(1[67]\d\d|1936|1669|2064)\b", path.read_text())]
+    offenders = [
+        str(path) for path in sources if re.search(r"\b15(1[67]\d\d|1936|1669|2064)\b", path.read_text())
+    ]
     # The geometry table names vocabulary sizes, which are not ids.
     assert [path for path in offenders if not path.endswith("nano/architecture.py")] == []

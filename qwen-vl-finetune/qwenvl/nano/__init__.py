@@ -1,4 +1,4 @@
-"""Small Qwen-VL models made here: architecture, tokenizer, templates, and the recipe of models/qwen3-vl-nano."""
+"""Small Qwen-VL models made here: architecture, tokenizer, templates, recipe."""
 
 from qwenvl.nano.architecture import (
     FAMILIES,

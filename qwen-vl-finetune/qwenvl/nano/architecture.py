@@ -5,6 +5,7 @@ Every model is the model library's own class; a written folder loads with `AutoM
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedConfig
@@ -41,16 +42,16 @@ NANO_VISION["qwen3_vl_moe"] = NANO_VISION["qwen3_vl"]
 
 def _qwen3_text(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, **more) -> dict:
     return dict(
-        hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, head_dim=128, max_position_embeddings=262144, rms_norm_eps=1e-6,
-        vocab_size=151936, **more,
+        hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=128,
+        max_position_embeddings=262144, rms_norm_eps=1e-6, vocab_size=151936, **more,
     )  # fmt: skip
 
 
 def _qwen2_text(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, **more) -> dict:
     return dict(
-        hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, rms_norm_eps=1e-6, **more,
+        hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, rms_norm_eps=1e-6, **more,
     )  # fmt: skip
 
 
@@ -119,7 +120,9 @@ def _build_config(family: str, text: dict, vision: dict, *, tied: bool, tokenize
     if family.startswith("qwen3"):
         # 24 : 20 : 20 of the half head for time, height, width, interleaved.
         section = [head_dim // 2 - 2 * (head_dim * 5 // 32), head_dim * 5 // 32, head_dim * 5 // 32]
-        rope = dict(rope_type="default", rope_theta=5_000_000.0, mrope_section=section, mrope_interleaved=True)
+        rope = dict(
+            rope_type="default", rope_theta=5_000_000.0, mrope_section=section, mrope_interleaved=True
+        )
         text = dict(text, head_dim=head_dim)
     else:
         section = [head_dim // 8, head_dim * 3 // 16, head_dim * 3 // 16]
@@ -135,7 +138,7 @@ def _build_config(family: str, text: dict, vision: dict, *, tied: bool, tokenize
 
 
 def nano_config(family: str, tokenizer, *, tied: bool = True) -> PreTrainedConfig:
-    """The configuration of a family at nano size (about 5 M parameters), its token ids those of `tokenizer`."""
+    """A family at nano size (about 5 M parameters), its token ids those of `tokenizer`."""
     text = dict(NANO_TEXT, vocab_size=len(tokenizer))
     if _known(family) == "qwen3_vl_moe":
         text |= NANO_EXPERTS
@@ -167,7 +170,13 @@ def nano_model(family: str, *, seed: int = 0, tied: bool = True):
 
 
 def published_model(
-    family: str, size: str, tokenizer, *, device: str = "meta", dtype: torch.dtype = torch.bfloat16, seed: int = 0
+    family: str,
+    size: str,
+    tokenizer,
+    *,
+    device: str = "meta",
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
 ):
     """Random weights at a published geometry, built in memory on `device`; "meta" allocates nothing."""
     return _random_model(published_config(family, size, tokenizer), device=device, dtype=dtype, seed=seed)
@@ -181,19 +190,26 @@ def build_processor(family: str, tokenizer):
     patch = NANO_VISION[_known(family)]["patch_size"]
     unit = (2 * patch) ** 2
     mean, std = HALF if family.startswith("qwen3") else CLIP
-    shared = dict(patch_size=patch, temporal_patch_size=2, merge_size=2, image_mean=mean, image_std=std)
+    shared: dict[str, Any] = dict(
+        patch_size=patch, temporal_patch_size=2, merge_size=2, image_mean=mean, image_std=std
+    )
     image = Qwen2VLImageProcessor(size={"shortest_edge": 16 * unit, "longest_edge": 256 * unit}, **shared)
     video_class = Qwen3VLVideoProcessor if family.startswith("qwen3") else Qwen2VLVideoProcessor
     # The video size counts pixels of all frames together.
     video = video_class(size={"shortest_edge": 16 * unit, "longest_edge": 1024 * unit}, **shared)
-    processor_class = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}.get(family, Qwen3VLProcessor)
+    processor_class = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}.get(
+        family, Qwen3VLProcessor
+    )
     return processor_class(
-        image_processor=image, tokenizer=tokenizer, video_processor=video, chat_template=tokenizer.chat_template
+        image_processor=image,
+        tokenizer=tokenizer,
+        video_processor=video,
+        chat_template=tokenizer.chat_template,
     )
 
 
 def write_checkpoint(family: str, folder: str | Path, *, seed: int = 0, tied: bool = True) -> Path:
-    """Write a complete nano checkpoint with random weights: model, processor, template, generation settings."""
+    """Write a complete checkpoint with random weights: model, processor, template, generation settings."""
     folder = Path(folder)
     tokenizer = nano_tokenizer(_known(family))
     model = nano_model(family, seed=seed, tied=tied)

@@ -22,7 +22,18 @@ from tqdm import tqdm
 SIZE = 128  # width and height of a picture, in pixels
 CELL = 32  # one visual token of Qwen3-VL covers 32x32 pixels
 
-SHAPES = ("circle", "square", "rectangle", "triangle", "star", "cross", "ring", "heart", "diamond", "pentagon")
+SHAPES = (
+    "circle",
+    "square",
+    "rectangle",
+    "triangle",
+    "star",
+    "cross",
+    "ring",
+    "heart",
+    "diamond",
+    "pentagon",
+)
 PLURAL = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 
 # Several anchors a name: a colour is a region, not a value.
@@ -44,9 +55,10 @@ COLOUR_NAMES = tuple(COLOURS)
 
 COUNT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 WORDS = (
-    "sun cat dog bus car tree fish bird star moon book cup hat key box red blue stop open exit left right north "
-    "south east west one two three four five six seven eight nine ten yes no day night hot cold milk tea bread "
-    "apple house door lamp chair train boat plane road river sea sky hand foot eye time date name price total"
+    "sun cat dog bus car tree fish bird star moon book cup hat key box red blue stop open exit left right "
+    "north south east west one two three four five six seven eight nine ten yes no day night hot cold "
+    "milk tea bread apple house door lamp chair train boat plane road river sea sky hand foot eye time "
+    "date name price total"
 ).split()
 
 
@@ -121,7 +133,9 @@ def _outline(shape: str) -> tuple[tuple[float, float], ...]:
     if shape in turns:
         n = turns[shape]
         start = math.pi / 4 if shape == "square" else -math.pi / 2
-        points = [(math.cos(start + 2 * math.pi * i / n), math.sin(start + 2 * math.pi * i / n)) for i in range(n)]
+        points = [
+            (math.cos(start + 2 * math.pi * i / n), math.sin(start + 2 * math.pi * i / n)) for i in range(n)
+        ]
         return tuple((0.68 * x, y) if shape == "diamond" else (x, y) for x, y in points)
     if shape == "star":
         angles = [-math.pi / 2 + math.pi * i / 5 for i in range(10)]
@@ -130,10 +144,26 @@ def _outline(shape: str) -> tuple[tuple[float, float], ...]:
         )
     if shape == "cross":
         a, b = 0.3, 0.95
-        return ((-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a))
+        return (
+            (-a, -b),
+            (a, -b),
+            (a, -a),
+            (b, -a),
+            (b, a),
+            (a, a),
+            (a, b),
+            (-a, b),
+            (-a, a),
+            (-b, a),
+            (-b, -a),
+            (-a, -a),
+        )
     if shape == "heart":
         return tuple(
-            (0.06 * 16 * math.sin(t) ** 3, -0.06 * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)))
+            (
+                0.06 * 16 * math.sin(t) ** 3,
+                -0.06 * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)),
+            )
             for t in (2 * math.pi * i / 28 for i in range(28))
         )
     return tuple((math.cos(2 * math.pi * i / 30), math.sin(2 * math.pi * i / 30)) for i in range(30))
@@ -146,7 +176,8 @@ def _corners(thing: Thing, scale: float) -> list[tuple[float, float]]:
     cos, sin = math.cos(thing.turn), math.sin(thing.turn)
     r = thing.radius
     return [
-        (scale * (thing.x + r * (x * cos - y * sin)), scale * (thing.y + r * (x * sin + y * cos))) for x, y in unit
+        (scale * (thing.x + r * (x * cos - y * sin)), scale * (thing.y + r * (x * sin + y * cos)))
+        for x, y in unit
     ]
 
 
@@ -182,7 +213,9 @@ def draw(scene: Scene) -> Image.Image:
     for thing in scene.things:
         corners = _corners(thing, scale)
         if thing.shape == "ring":
-            inner = _corners(Thing("circle", "", (0, 0, 0), thing.x, thing.y, 0.55 * thing.radius, 0, 1), scale)
+            inner = _corners(
+                Thing("circle", "", (0, 0, 0), thing.x, thing.y, 0.55 * thing.radius, 0, 1), scale
+            )
             mask = Image.new("L", canvas.size)
             mask_pen = ImageDraw.Draw(mask)
             mask_pen.polygon(corners, fill=255)
@@ -248,7 +281,9 @@ def _reading_order(things: tuple[Thing, ...]) -> list[Thing]:
 
 
 def _ask_list(random: Random, things) -> tuple[str, str]:
-    question = random.choice(("List all objects in reading order.", "Describe the picture.", "What do you see?"))
+    question = random.choice(
+        ("List all objects in reading order.", "Describe the picture.", "What do you see?")
+    )
     return question, ", ".join(f"{t.colour} {t.shape}" for t in _reading_order(things))
 
 
@@ -276,7 +311,9 @@ def _ask_presence(random: Random, things) -> tuple[str, str]:
     colour = thing.colour if truth else random.choice(COLOUR_NAMES)
     if not truth and kind == "both" and random.random() < 0.6:  # a near miss
         shape, colour = random.choice(((thing.shape, colour), (shape, thing.colour)))
-    wanted = {"shape": {"shape": shape}, "colour": {"colour": colour}}.get(kind, {"shape": shape, "colour": colour})
+    wanted = {"shape": {"shape": shape}, "colour": {"colour": colour}}.get(
+        kind, {"shape": shape, "colour": colour}
+    )
     name = {"shape": shape, "colour": f"{colour} object"}.get(kind, f"{colour} {shape}")
     present = any(all(getattr(t, key) == value for key, value in wanted.items()) for t in things)
     forms = ("Can you see any {}?", "Yes or no: {}?", "Do you find one {} here?")
@@ -291,7 +328,9 @@ def _ask_count(random: Random, things) -> tuple[str, str]:
         return random.choice(("How many objects are here?", "Count the objects.")), COUNT_WORDS[len(things)]
     shape = random.choice((random.choice(things).shape, random.choice(SHAPES)))
     number = sum(t.shape == shape for t in things)
-    return random.choice(("How many {} are here?", "Count the {}.")).format(PLURAL[shape]), COUNT_WORDS[number]
+    return random.choice(("How many {} are here?", "Count the {}.")).format(PLURAL[shape]), COUNT_WORDS[
+        number
+    ]
 
 
 def _ask_place(random: Random, things) -> tuple[str, str] | None:
@@ -306,7 +345,9 @@ def converse(scene: Scene, *, turns: int = 6) -> list[tuple[str, str]]:
     """Questions and answers about a scene, `turns` at most."""
     random = Random(scene.seed + 2)
     if scene.word is not None:
-        return [(random.choice(("What is written here?", "Read the word.", "Which word do you see?")), scene.word)]
+        return [
+            (random.choice(("What is written here?", "Read the word.", "Which word do you see?")), scene.word)
+        ]
     asks = [_ask_list, _ask_colour, _ask_shape, _ask_presence, _ask_presence, _ask_count, _ask_place]
     random.shuffle(asks)
     found = [pair for ask in asks if (pair := ask(random, scene.things)) is not None]

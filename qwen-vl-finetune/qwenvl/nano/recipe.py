@@ -22,7 +22,7 @@ from qwenvl.nano.corpus import write_corpus
 from qwenvl.nano.sight import teach_sight
 
 FAMILY = "qwen3_vl"
-SIGHT_SCENES = 220_000
+SIGHT_SCENES = 150_000
 LANGUAGE_SCENES = 60_000
 FIRST_SEED = 50_000_000  # apart from the scenes of the sight stage
 PROCESSES = 2
@@ -45,10 +45,25 @@ def teach_language(start: Path, corpus: Path, output: Path) -> Path:
     """Train the language model and the mergers on the conversations of `corpus`, by the public command."""
     annotations = write_corpus(corpus, scenes=LANGUAGE_SCENES, first_seed=FIRST_SEED)
     registry = corpus / "datasets.toml"
-    registry.write_text(f'[scenes]\nannotation_path = "{annotations.name}"\ndata_path = "."\n', encoding="utf-8")
+    registry.write_text(
+        f'[scenes]\nannotation_path = "{annotations.name}"\ndata_path = "."\n', encoding="utf-8"
+    )
     script = Path(qwenvl.train.__path__[0]) / "train_qwen.py"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={PROCESSES}"]
-    folders = ["--model_name_or_path", str(start), "--dataset_config", str(registry), "--output_dir", str(output)]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={PROCESSES}",
+    ]
+    folders = [
+        "--model_name_or_path",
+        str(start),
+        "--dataset_config",
+        str(registry),
+        "--output_dir",
+        str(output),
+    ]
     subprocess.run([*torchrun, str(script), *folders, *LANGUAGE_FLAGS], check=True)
     return output
 
@@ -71,7 +86,9 @@ def make_nano(folder: Path) -> Path:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="where stages and their states are kept")
     print(make_nano(parser.parse_args().folder))
 

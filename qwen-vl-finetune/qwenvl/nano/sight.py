@@ -6,16 +6,23 @@ that all the features the language model will read carry what it needs.  The hea
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
-from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
-from qwenvl.nano.corpus import CELL, COLOUR_NAMES, SHAPES, SIZE, cell_labels, draw, make_scene
+from qwenvl.nano.corpus import COLOUR_NAMES, SHAPES, SIZE, cell_labels, draw, make_scene
 from qwenvl.train.attention import enable as enable_varlen
 
 PATCH = 16
@@ -23,7 +30,7 @@ GRID = SIZE // PATCH
 
 
 def _patches(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [SIZE, SIZE, 3] -> float32 [64, 1536] in Qwen3-VL's order: 2x2 blocks of patches, (channel, time, y, x)."""
+    """uint8 [SIZE, SIZE, 3] -> float32 [64, 1536] in Qwen3-VL's order: 2x2 blocks of patches."""
     scaled = pixels.astype(np.float32) / 127.5 - 1.0
     half = GRID // 2
     blocks = scaled.reshape(half, 2, PATCH, half, 2, PATCH, 3).transpose(0, 3, 1, 4, 6, 2, 5)
@@ -54,18 +61,19 @@ class Scenes(Dataset):
 class SightModel(nn.Module):
     """The tower with linear heads on the merger and on each DeepStack merger."""
 
-    def __init__(self, visual: nn.Module):
+    def __init__(self, visual: PreTrainedModel):
         super().__init__()
         self.visual = visual
-        outputs = 1 + len(visual.config.deepstack_visual_indexes)
-        width = visual.config.out_hidden_size
+        config: Any = visual.config
+        outputs = 1 + len(config.deepstack_visual_indexes)
+        width = config.out_hidden_size
         self.heads = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(SHAPES) + 1 + len(COLOUR_NAMES) + 1))
             for _ in range(outputs)
         )
 
     def forward(self, pixel_values, shapes, colours) -> dict[str, torch.Tensor]:
-        """pixel_values [B, 64, 1536], shapes and colours [B, 16] -> loss and both predictions [B*16, classes]."""
+        """pixel_values [B, 64, 1536], shapes, colours [B, 16] -> loss, predictions [B*16, classes]."""
         grid = torch.tensor([[1, GRID, GRID]]).repeat(len(pixel_values), 1)
         seen = self.visual(pixel_values.flatten(0, 1), grid_thw=grid, return_dict=True)
         features = [seen.pooler_output, *seen.deepstack_features]
@@ -74,20 +82,26 @@ class SightModel(nn.Module):
         for feature, head, weight in zip(features, self.heads, weights, strict=True):
             shape, colour = head(feature).split((len(SHAPES) + 1, len(COLOUR_NAMES) + 1), dim=-1)
             named.append((shape, colour))
-            loss = loss + weight * (cross_entropy(shape, shapes.flatten()) + cross_entropy(colour, colours.flatten()))
+            loss = loss + weight * (
+                cross_entropy(shape, shapes.flatten()) + cross_entropy(colour, colours.flatten())
+            )
         return {"loss": loss, "shape": named[0][0], "colour": named[0][1]}
 
 
 def _accuracy(prediction) -> dict[str, float]:
     """Share of right names among the cells that show an object."""
     result = {}
-    for name, scores, truth in zip(("shape", "colour"), prediction.predictions, prediction.label_ids, strict=True):
+    for name, scores, truth in zip(
+        ("shape", "colour"), prediction.predictions, prediction.label_ids, strict=True
+    ):
         truth, scores = truth.reshape(-1), scores.reshape(-1, scores.shape[-1])
         result[f"{name}_accuracy"] = float((scores.argmax(-1) == truth)[truth > 0].mean())
     return result
 
 
-def teach_sight(checkpoint: Path, output: Path, *, scenes: int, batch: int = 64, first_seed: int = 10_000_000) -> Path:
+def teach_sight(
+    checkpoint: Path, output: Path, *, scenes: int, batch: int = 64, first_seed: int = 10_000_000
+) -> Path:
     """Train the tower of `checkpoint` on `scenes` pictures and write a whole checkpoint to `output`.
 
     Goes on from the newest state under `output`/states.

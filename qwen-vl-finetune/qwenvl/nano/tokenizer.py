@@ -6,6 +6,7 @@ No token id is written down anywhere: every id is asked of the tokenizer.
 import json
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, cast
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
@@ -66,10 +67,11 @@ def qwen_tokenizer(family: str, folder: str | Path) -> Qwen2Tokenizer:
 
 def _family_tokenizer(bpe: dict, family: str) -> Qwen2Tokenizer:
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in bpe["merges"]]
+    options: dict[str, Any] = dict(vocab=bpe["vocab"], merges=merges, unk_token=None)
     # Built with <|endoftext|> alone at first: the rest then gets its ids in the published order.
-    tokenizer = Qwen2Tokenizer(vocab=bpe["vocab"], merges=merges, unk_token=None, model_max_length=4096)
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in PLAIN])
+    tokenizer = Qwen2Tokenizer(**options, model_max_length=4096)
+    marked = [AddedToken(token, special=token in SPECIAL, normalized=False) for token in SPECIAL + PLAIN]
+    tokenizer.add_tokens(cast(list, marked))
     tokenizer.eos_token = "<|im_end|>"
     tokenizer.chat_template = chat_template(family)
     return tokenizer
