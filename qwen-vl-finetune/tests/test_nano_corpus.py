@@ -19,6 +19,7 @@ from qwenvl.nano.corpus import (
     draw,
     make_scene,
     write_corpus,
+    write_skill_tests,
 )
 
 SEEDS = st.integers(0, 2**40)
@@ -102,3 +103,14 @@ def test_a_corpus_is_written_once_in_the_training_format(tmp_path):
         assert sum(turn["value"].count("<image>") for turn in row["conversations"]) == 1
     before = annotations.stat().st_mtime_ns
     assert write_corpus(tmp_path / "corpus", scenes=20, first_seed=0).stat().st_mtime_ns == before
+
+
+def test_skill_tests_ask_one_question_of_their_kind(tmp_path):
+    files = {path.stem: path for path in write_skill_tests(tmp_path / "skills", questions=20)}
+    answers = {
+        skill: [json.loads(line)["conversations"][1]["value"] for line in path.read_text().splitlines()]
+        for skill, path in files.items()
+    }
+    assert {len(given) for given in answers.values()} == {20}
+    assert set(answers["presence"]) == {"yes", "no"} and set(answers["colour"]) <= set(COLOUR_NAMES)
+    assert set(answers["shape"]) <= set(SHAPES) and set(answers["count"]) <= set(COUNT_WORDS)

@@ -12,6 +12,7 @@ import math
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -341,33 +342,59 @@ def _ask_place(random: Random, things) -> tuple[str, str] | None:
     return random.choice(forms).format(f"{thing.colour} {thing.shape}"), _place(thing)
 
 
+def _ask_word(random: Random, scene: Scene) -> tuple[str, str]:
+    assert scene.word is not None
+    return random.choice(("What is written here?", "Read the word.", "Which word do you see?")), scene.word
+
+
+# A skill's name and who asks for it; presence twice, as half of its answers carry little.
+ASKS = {
+    "list": _ask_list,
+    "colour": _ask_colour,
+    "shape": _ask_shape,
+    "presence": _ask_presence,
+    "presence again": _ask_presence,
+    "count": _ask_count,
+    "place": _ask_place,
+}
+
+
 def converse(scene: Scene, *, turns: int = 6) -> list[tuple[str, str]]:
     """Questions and answers about a scene, `turns` at most."""
     random = Random(scene.seed + 2)
     if scene.word is not None:
-        return [
-            (random.choice(("What is written here?", "Read the word.", "Which word do you see?")), scene.word)
-        ]
-    asks = [_ask_list, _ask_colour, _ask_shape, _ask_presence, _ask_presence, _ask_count, _ask_place]
+        return [_ask_word(random, scene)]
+    asks = list(ASKS.values())
     random.shuffle(asks)
     found = [pair for ask in asks if (pair := ask(random, scene.things)) is not None]
     return list(dict(found).items())[:turns]
 
 
-def _write_one(seed: int, folder: Path, most_things: int) -> str:
-    scene = make_scene(seed, most_things=most_things)
-    if not scene.things and scene.word is None:
-        return ""
-    name = f"{seed}.png"
+def ask_skill(scene: Scene, skill: str) -> tuple[str, str] | None:
+    """One question for one skill ("word" or a name of ASKS), or None where the scene has none."""
+    random = Random(scene.seed + 3)
+    if skill == "word" or scene.word is not None:
+        return _ask_word(random, scene) if skill == "word" and scene.word is not None else None
+    return ASKS[skill](random, scene.things) if scene.things else None
+
+
+def _save(scene: Scene, folder: Path, pairs: list[tuple[str, str]]) -> str:
+    """Draw a scene into `folder`; its row in the training format."""
+    name = f"{scene.seed}.png"
     draw(scene).save(folder / name, compress_level=1)
     conversation = []
-    for question, answer in converse(scene):
+    for question, answer in pairs:
         prompt = question if conversation else f"<image>\n{question}"
         conversation += [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]
-    return json.dumps({"image": name, "conversations": conversation})
+    return json.dumps({"image": name, "conversations": conversation}) + "\n"
 
 
-def write_corpus(folder: str | Path, *, scenes: int, first_seed: int, most_things: int = 5) -> Path:
+def _write_one(seed: int, folder: Path) -> str:
+    scene = make_scene(seed)
+    return _save(scene, folder, converse(scene)) if scene.things or scene.word else ""
+
+
+def write_corpus(folder: str | Path, *, scenes: int, first_seed: int) -> Path:
     """Write `scenes` pictures and `annotations.jsonl` in the training format; one seed a scene.
 
     A finished corpus is left as it is.
@@ -379,9 +406,27 @@ def write_corpus(folder: str | Path, *, scenes: int, first_seed: int, most_thing
     folder.mkdir(parents=True, exist_ok=True)
     seeds = range(first_seed, first_seed + scenes)
     with ProcessPoolExecutor() as pool:
-        rows = pool.map(partial(_write_one, folder=folder, most_things=most_things), seeds, chunksize=256)
-        lines = [row for row in tqdm(rows, total=scenes, desc="drawing", unit="picture") if row]
+        rows = pool.map(partial(_write_one, folder=folder), seeds, chunksize=256)
+        lines = list(tqdm(rows, total=scenes, desc="drawing", unit="picture"))
     unfinished = annotations.with_suffix(".part")
-    unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    unfinished.write_text("".join(lines), encoding="utf-8")
     unfinished.rename(annotations)
     return annotations
+
+
+def write_skill_tests(folder: str | Path, *, questions: int = 500, first_seed: int = 0) -> list[Path]:
+    """Write one annotation file a skill, `questions` rows each, about scenes that training never uses."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for skill in ("colour", "shape", "presence", "count", "place", "list", "word"):
+        lines: list[str] = []
+        for seed in count(first_seed):
+            scene = make_scene(seed)
+            if (pair := ask_skill(scene, skill)) is not None:
+                lines.append(_save(scene, folder, [pair]))
+            if len(lines) == questions:
+                break
+        files.append(folder / f"{skill}.jsonl")
+        files[-1].write_text("".join(lines), encoding="utf-8")
+    return files
