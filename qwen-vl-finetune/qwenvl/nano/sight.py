@@ -22,35 +22,24 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from qwen_vl_utils.patches import PatchLayout
 from qwenvl.nano.corpus import COLOUR_NAMES, SHAPES, SIZE, cell_labels, draw, make_scene
 from qwenvl.train.attention import enable as enable_varlen
-
-PATCH = 16
-GRID = SIZE // PATCH
-
-
-def _patches(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [SIZE, SIZE, 3] -> float32 [64, 1536] in Qwen3-VL's order: 2x2 blocks of patches."""
-    scaled = pixels.astype(np.float32) / 127.5 - 1.0
-    half = GRID // 2
-    blocks = scaled.reshape(half, 2, PATCH, half, 2, PATCH, 3).transpose(0, 3, 1, 4, 6, 2, 5)
-    twice = np.repeat(blocks.reshape(GRID * GRID, 3, 1, PATCH, PATCH), 2, axis=2)
-    return twice.reshape(GRID * GRID, -1)
 
 
 class Scenes(Dataset):
     """`length` scenes drawn when asked for, one seed each."""
 
-    def __init__(self, length: int, *, first_seed: int, most_things: int):
-        self.length, self.first_seed, self.most_things = length, first_seed, most_things
+    def __init__(self, length: int, layout: PatchLayout, *, first_seed: int):
+        self.length, self.layout, self.first_seed = length, layout, first_seed
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        scene = make_scene(self.first_seed + index, most_things=self.most_things, words=False)
+        scene = make_scene(self.first_seed + index, words=False)
         shapes, colours = cell_labels(scene)
-        pixels = _patches(np.asarray(draw(scene)))
+        pixels, _ = self.layout.image(np.asarray(draw(scene)))
         return {
             "pixel_values": torch.from_numpy(pixels),
             "shapes": torch.from_numpy(shapes),
@@ -74,11 +63,12 @@ class SightModel(nn.Module):
 
     def forward(self, pixel_values, shapes, colours) -> dict[str, torch.Tensor]:
         """pixel_values [B, 64, 1536], shapes, colours [B, 16] -> loss, predictions [B*16, classes]."""
-        grid = torch.tensor([[1, GRID, GRID]]).repeat(len(pixel_values), 1)
+        side = SIZE // self.visual.config.patch_size
+        grid = torch.tensor([[1, side, side]], device=pixel_values.device).repeat(len(pixel_values), 1)
         seen = self.visual(pixel_values.flatten(0, 1), grid_thw=grid, return_dict=True)
         features = [seen.pooler_output, *seen.deepstack_features]
         weights = [1.0] + [0.3] * (len(features) - 1)
-        loss, named = torch.zeros(()), []
+        loss, named = pixel_values.new_zeros(()), []
         for feature, head, weight in zip(features, self.heads, weights, strict=True):
             shape, colour = head(feature).split((len(SHAPES) + 1, len(COLOUR_NAMES) + 1), dim=-1)
             named.append((shape, colour))
@@ -108,6 +98,8 @@ def teach_sight(
     """
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
     enable_varlen(model)
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    layout = PatchLayout.of(processor.image_processor)
     sight = SightModel(model.model.visual)
     states = output / "states"
     arguments = TrainingArguments(
@@ -120,11 +112,11 @@ def teach_sight(
     trainer = Trainer(
         model=sight,
         args=arguments,
-        train_dataset=Scenes(scenes, first_seed=first_seed, most_things=5),
-        eval_dataset=Scenes(512, first_seed=0, most_things=5),
+        train_dataset=Scenes(scenes, layout, first_seed=first_seed),
+        eval_dataset=Scenes(512, layout, first_seed=0),
         compute_metrics=_accuracy,
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(states)) if states.is_dir() else None)
     model.save_pretrained(output)
-    AutoProcessor.from_pretrained(checkpoint).save_pretrained(output)
+    processor.save_pretrained(output)
     return output
