@@ -90,6 +90,10 @@ def segment_attention(
 
     query [Hq, T, D], key and value [Hkv, T, D] -> [T, Hq, D].  Same result as a loop over the segments.
     """
+    device = query.device.type
+    # Rotary positions leave queries and keys in fp32 under autocast, values in half precision.
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
     if _has_kernel(query) and not dropout:
         rows = [tensor.transpose(0, 1).contiguous() for tensor in (query, key, value)]
         return _kernel_attention(*rows, segments, causal=causal, scale=scale)
