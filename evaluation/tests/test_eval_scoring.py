@@ -140,5 +140,7 @@ def test_no_answer_without_looking_beats_the_most_frequent_one(training):
 
 
 def test_scoring_needs_no_torch():
-    code = "import sys, qwenvl_eval.scoring; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    code = (
+        "import sys, qwenvl_eval.scoring; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -66,7 +66,7 @@ def question_answer_pairs(annotations: Path) -> Iterator[tuple[str, str]]:
 def _records(annotations: Path) -> Iterator[tuple[int, Any]]:
     text = annotations.read_text(encoding="utf-8")
     if annotations.suffix == ".jsonl":
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.split("\n") if line.strip()]
         for row, line in enumerate(lines, 1):
             yield row, _parse(line, f"{annotations}, row {row}")
         return

@@ -1,0 +1,112 @@
+"""Reading annotation files: what a row becomes, and what every bad row is told."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from qwenvl_eval import load_samples, question_answer_pairs
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    (tmp_path / "clip.mp4").write_bytes(b"not decoded here")
+    return tmp_path
+
+
+def write(folder, rows, name="rows.jsonl"):
+    path = folder / name
+    text = json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text)
+    return path
+
+
+def row(question="<image>What?", answer="a cat", **more):
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"image": "a.png", "conversations": turns} | more
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_the_last_answer_is_the_target_and_the_rest_the_prompt(folder, name):
+    first = row("<image>\n How many?", "two")
+    system = [{"from": "system", "value": "Be short."}]
+    more = [{"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "yes"}]
+    first["conversations"] = system + first["conversations"] + more
+    (sample,) = load_samples(write(folder, [first], name), folder)
+    assert (sample.row, sample.question, sample.target, sample.media) == (1, "Sure?", "yes", ("a.png",))
+    image = {"type": "image", "image": str(folder / "a.png")}
+    assert sample.messages == [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": [image, {"type": "text", "text": "\n How many?"}]},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "Sure?"},
+    ]
+
+
+def test_media_stand_where_the_text_puts_them(folder):
+    mixed = row("<image>, <video> and <image>", image=["b.png", "a.png"], video="clip.mp4")
+    (sample,) = load_samples(write(folder, [mixed]), folder)
+    kinds = [next(iter(set(item) - {"type"})) for item in sample.messages[0]["content"]]
+    assert kinds == ["image", "text", "video", "text", "image"]
+    assert [item.get("image") for item in sample.messages[0]["content"]][::4] == [
+        str(folder / "b.png"),
+        str(folder / "a.png"),
+    ]
+    assert sample.media == ("b.png", "a.png", "clip.mp4")
+    assert sample.question == ",  and"
+
+
+def test_limit_takes_the_first_rows_and_looks_no_further(folder):
+    path = write(folder, [row(answer="one"), row(answer="two"), row(image="missing.png")])
+    assert [sample.target for sample in load_samples(path, folder, limit=2)] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (row(image="missing.png"), r"missing\.png.*no such file"),
+        (row("no picture in the text"), "have no <image>"),
+        (row("<image> and <image>"), "more <image> in the text"),
+        (row("<video>"), "more <video> in the text"),
+        (row(image=3), '"image" must be a path or a list'),
+        ({"image": "a.png"}, '"conversations" must be a list of turns'),
+        ([1, 2], '"conversations" must be a list of turns'),
+        (row() | {"conversations": [{"from": "robot", "value": "hello"}]}, "one of human, user, gpt"),
+        (row() | {"conversations": [{"from": "gpt", "value": "alone"}]}, "a question .* and the answer"),
+        (row() | {"conversations": row()["conversations"][:1]}, "a question .* and the answer"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_file_and_reason(folder, bad, told):
+    path = write(folder, [row(), bad])
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, row 2: .*{told}"):
+        load_samples(path, folder)
+
+
+def test_broken_json_names_file_and_row(folder):
+    path = write(folder, [row()])
+    path.write_text(path.read_text() + '{"image": ')
+    with pytest.raises(ValueError, match=r"rows\.jsonl, row 2: broken JSON"):
+        load_samples(path, folder)
+    (folder / "dict.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"dict\.json: a JSON list of rows is expected, found dict"):
+        load_samples(folder / "dict.json", folder)
+    (folder / "none.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match=r"none\.jsonl: no rows"):
+        load_samples(folder / "none.jsonl", folder)
+
+
+def test_a_line_of_jsonl_ends_at_the_line_feed_only(folder):
+    path = folder / "odd.jsonl"
+    path.write_text(json.dumps(row(answer="one\u2028two\x85"), ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert load_samples(path, folder)[0].target == "one\u2028two\x85"
+
+
+def test_every_turn_of_a_conversation_is_a_pair_for_the_baseline(folder):
+    turns = row()["conversations"] + [
+        {"from": "human", "value": " Where? "},
+        {"from": "gpt", "value": "here"},
+    ]
+    path = write(folder, [row(conversations=turns), row("<image>Who?", "me")])
+    assert list(question_answer_pairs(path)) == [("What?", "a cat"), ("Where?", "here"), ("Who?", "me")]
