@@ -1,11 +1,11 @@
-"""Pictures and videos for Qwen vision-language models: fetched, resized, sampled, turned into model inputs.
+"""Pictures and videos for Qwen vision-language models: fetched, resized, sampled, made into model inputs.
 
-The names of qwen-vl-utils 0.0.14, and `processor_inputs`, which goes from messages to model inputs in one
-call.
+The names of qwen-vl-utils 0.0.14, and `processor_inputs`, which goes from messages to model inputs in one call.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .errors import ImageError, MediaError, MediaNotFound, VideoError
-from .inputs import processor_inputs
 from .videos import VideoMetadata
 from .vision_process import (
     extract_vision_info,
@@ -14,6 +14,9 @@ from .vision_process import (
     process_vision_info,
     smart_resize,
 )
+
+if TYPE_CHECKING:
+    from .inputs import processor_inputs
 
 __all__ = [
     "ImageError",
@@ -28,3 +31,12 @@ __all__ = [
     "processor_inputs",
     "smart_resize",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # numpy takes longer to import than all the rest, and `smart_resize` needs none of it
+    if name == "processor_inputs":
+        from .inputs import processor_inputs
+
+        return processor_inputs
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -103,14 +103,18 @@ def _without_pixels(conversation: Conversation) -> list[dict[str, Any]]:
     """The messages with bare picture and video items, as chat templates expect them."""
     messages = []
     for message in conversation:
-        content = message["content"]
+        content = message.get("content")
         if isinstance(content, (list, tuple)):
-            content = [
-                {"type": media.vision_source(item)[0]} if vision_process.is_vision_item(item) else item
-                for item in content
-            ]
-        messages.append({**message, "content": content})
+            message = {**message, "content": [_template_item(item) for item in content]}
+        messages.append(message)
     return messages
+
+
+def _template_item(item: Mapping[str, Any]) -> dict[str, Any]:
+    if vision_process.is_vision_item(item):
+        return {"type": media.vision_source(item)[0]}
+    # Templates ask whether a key is there; a table's empty `image` column would be taken for a picture.
+    return {key: value for key, value in item.items() if value is not None}
 
 
 def _images(processor: Any, items: list[Any]) -> _Pixels:

@@ -437,7 +437,7 @@ def extract_vision_info(conversations: Sequence[Any]) -> list[dict[str, Any]]:
         ele
         for conversation in batch
         for message in conversation
-        if isinstance(message["content"], (list, tuple))
+        if isinstance(message.get("content"), (list, tuple))
         for ele in message["content"]
         if is_vision_item(ele)
     ]
