@@ -28,10 +28,10 @@ FIRST_SEED = 50_000_000  # apart from the scenes of the sight stage
 PROCESSES = 2
 
 LANGUAGE_FLAGS = (
-    "--dataset_use scenes --tune_mm_llm True --tune_mm_mlp True --tune_mm_vision False --data_flatten True "
+    "--dataset_use scenes --tune_mm_llm True --tune_mm_mlp True --tune_mm_vision True --data_flatten True "
     "--min_pixels 16384 --max_pixels 262144 --per_device_train_batch_size 16 --num_train_epochs 1 "
-    "--learning_rate 1.5e-3 --mm_projector_lr 5e-4 --weight_decay 0.05 --adam_beta2 0.98 "
-    "--lr_scheduler_type cosine --warmup_steps 100 --max_grad_norm 1.0 --logging_steps 25 --save_steps 200 "
+    "--learning_rate 1.5e-3 --mm_projector_lr 5e-4 --vision_tower_lr 5e-4 --weight_decay 0.05 "
+    "--adam_beta2 0.98 --lr_scheduler_type cosine --warmup_steps 100 --logging_steps 25 --save_steps 200 "
     "--save_total_limit 1 --dataloader_num_workers 1 --report_to none"
 ).split()
 
