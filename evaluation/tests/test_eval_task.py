@@ -35,7 +35,7 @@ def test_the_last_answer_is_the_target_and_the_rest_the_prompt(folder, name):
     more = [{"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "yes"}]
     first["conversations"] = system + first["conversations"] + more
     (sample,) = load_samples(write(folder, [first], name), folder)
-    assert (sample.row, sample.question, sample.target, sample.media) == (1, "Sure?", "yes", ("a.png",))
+    assert (sample.row, sample.question, sample.target, sample.media) == (0, "Sure?", "yes", ("a.png",))
     image = {"type": "image", "image": str(folder / "a.png")}
     assert sample.messages == [
         {"role": "system", "content": "Be short."},
@@ -43,6 +43,13 @@ def test_the_last_answer_is_the_target_and_the_rest_the_prompt(folder, name):
         {"role": "assistant", "content": "two"},
         {"role": "user", "content": "Sure?"},
     ]
+
+
+def test_messages_keys_and_plural_media_are_read_too(folder):
+    turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "a cat"}]
+    path = write(folder, [{"images": ["a.png"], "conversations": turns}, row()])
+    first, second = load_samples(path, folder)
+    assert (first.messages, first.target, first.media) == (second.messages, second.target, second.media)
 
 
 def test_media_stand_where_the_text_puts_them(folder):
@@ -74,21 +81,30 @@ def test_limit_takes_the_first_rows_and_looks_no_further(folder):
         ({"image": "a.png"}, '"conversations" must be a list of turns'),
         ([1, 2], '"conversations" must be a list of turns'),
         (row() | {"conversations": [{"from": "robot", "value": "hello"}]}, "one of human, user, gpt"),
+        (row() | {"conversations": [{"from": [], "value": "hello"}]}, "one of human, user, gpt"),
         (row() | {"conversations": [{"from": "gpt", "value": "alone"}]}, "a question .* and the answer"),
         (row() | {"conversations": row()["conversations"][:1]}, "a question .* and the answer"),
+        (row(answer="<image>"), r"turn 1 \(gpt\) contains <image>"),
+        (row(images=["a.png"]), 'both "image" and "images"'),
     ],
 )
 def test_a_bad_row_is_named_with_its_file_and_reason(folder, bad, told):
     path = write(folder, [row(), bad])
-    with pytest.raises(ValueError, match=rf"rows\.jsonl, row 2: .*{told}"):
+    path.write_text(path.read_text().replace("\n", "\n\n", 1))  # a blank line counts as a line
+    with pytest.raises(ValueError, match=rf"rows\.jsonl: line 3 \(counted from 1\): .*{told}"):
         load_samples(path, folder)
 
 
 def test_broken_json_names_file_and_row(folder):
     path = write(folder, [row()])
     path.write_text(path.read_text() + '{"image": ')
-    with pytest.raises(ValueError, match=r"rows\.jsonl, row 2: broken JSON"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl: line 2 .*not valid JSON"):
         load_samples(path, folder)
+    list_path = write(folder, [row(), row(image="gone.png")], "list.json")
+    with pytest.raises(ValueError, match=r"list\.json: row 1 \(counted from 0\): .*gone\.png"):
+        load_samples(list_path, folder)
+    with pytest.raises(ValueError, match=r"rows\.csv: the name must end in \.json"):
+        load_samples(folder / "rows.csv", folder)
     (folder / "dict.json").write_text("{}")
     with pytest.raises(ValueError, match=r"dict\.json: a JSON list of rows is expected, found dict"):
         load_samples(folder / "dict.json", folder)

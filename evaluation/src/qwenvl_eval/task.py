@@ -5,7 +5,8 @@
     -> Sample(messages=[{"role": "user", "content": [image, "What is this?"]}], target="a cat")
 
 The last assistant turn of a row is the answer to be given; the turns before it are the prompt. ``image`` and
-``video`` hold one path or a list, relative to the data folder. Text around a placeholder stays as it is.
+``video`` hold one path or a list, relative to the data folder. Text around a placeholder stays as it is. The
+rules are those of training.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ PLACEHOLDER = re.compile("<(image|video)>")
 
 @dataclass(frozen=True)
 class Sample:
-    """One question; ``row`` counts from 1, ``question`` is the last user turn's text, ``media`` the paths."""
+    """One question; ``row`` counts from 0, ``question`` is the last user turn's text, ``media`` the paths."""
 
     row: int
     messages: list[dict[str, Any]]
@@ -39,13 +40,11 @@ def load_samples(annotations: Path, data_path: Path, *, limit: int | None = None
     Raises ValueError, naming file, row, what was found and what to do, for the first row that cannot be used.
     """
     samples = []
-    for row, record in _records(annotations):
-        if limit is not None and row > limit:
-            break
+    for row, (where, record) in enumerate(islice(_records(annotations), limit)):
         try:
             samples.append(_sample(row, record, data_path))
         except ValueError as error:
-            raise ValueError(f"{annotations}, row {row}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
     if not samples:
         raise ValueError(f"{annotations}: no rows; there is nothing to ask")
     return samples
@@ -53,34 +52,39 @@ def load_samples(annotations: Path, data_path: Path, *, limit: int | None = None
 
 def question_answer_pairs(annotations: Path) -> Iterator[tuple[str, str]]:
     """Every user turn's text (placeholders taken out) with the assistant turn after it."""
-    for row, record in _records(annotations):
+    for where, record in _records(annotations):
         try:
             turns = _turns(record)
         except ValueError as error:
-            raise ValueError(f"{annotations}, row {row}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
         for (role, value), (next_role, answer) in pairwise(turns):
             if role == "user" and next_role == "assistant":
                 yield _question(value), answer
 
 
-def _records(annotations: Path) -> Iterator[tuple[int, Any]]:
+def _records(annotations: Path) -> Iterator[tuple[str, Any]]:
+    """Each row with how to name it."""
+    if annotations.suffix not in (".json", ".jsonl"):
+        raise ValueError(f"{annotations}: the name must end in .json (a list) or .jsonl (a row per line)")
     text = annotations.read_text(encoding="utf-8")
     if annotations.suffix == ".jsonl":
-        lines = [line for line in text.split("\n") if line.strip()]
-        for row, line in enumerate(lines, 1):
-            yield row, _parse(line, f"{annotations}, row {row}")
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                where = f"{annotations}: line {number} (counted from 1)"
+                yield where, _parse(line, where)
         return
     rows = _parse(text, str(annotations))
     if not isinstance(rows, list):
         raise ValueError(f"{annotations}: a JSON list of rows is expected, found {type(rows).__name__}")
-    yield from enumerate(rows, 1)
+    for number, record in enumerate(rows):
+        yield f"{annotations}: row {number} (counted from 0)", record
 
 
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: broken JSON: {error}; mend the file") from error
+        raise ValueError(f"{where}: not valid JSON: {error}; correct or delete it") from error
 
 
 def _sample(row: int, record: Any, data_path: Path) -> Sample:
@@ -103,22 +107,28 @@ def _turns(record: Any) -> list[tuple[str, str]]:
     if not isinstance(conversations, list) or not conversations:
         raise ValueError('"conversations" must be a list of turns')
     turns = []
-    for number, turn in enumerate(conversations, 1):
-        role, value = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
-        if role not in ROLES or not isinstance(value, str):
+    for number, turn in enumerate(conversations):
+        known = isinstance(turn, dict)
+        who, text = ("from", "value") if known and "from" in turn else ("role", "content")
+        role, value = (turn.get(who), turn.get(text)) if known else (None, None)
+        if not isinstance(role, str) or role not in ROLES or not isinstance(value, str):
             roles = ", ".join(ROLES)
             raise ValueError(
                 f'turn {number} needs "from" (one of {roles}) and "value" (a text): found {turn!r}'
             )
+        if ROLES[role] != "user" and PLACEHOLDER.search(value):
+            raise ValueError(f"turn {number} ({role}) contains <image> or <video>; only user turns may")
         turns.append((ROLES[role], value))
     return turns
 
 
 def _paths(record: dict[str, Any], kind: str) -> list[str]:
-    found = record.get(kind)
-    paths = [] if found is None else [found] if isinstance(found, str) else found
+    found = [record[name] for name in (kind, f"{kind}s") if record.get(name) is not None]
+    if len(found) > 1:
+        raise ValueError(f'both "{kind}" and "{kind}s"; keep one of them')
+    paths = found if not found or isinstance(found[0], str) else found[0]
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise ValueError(f'"{kind}" must be a path or a list of paths: found {found!r}')
+        raise ValueError(f'"{kind}" must be a path or a list of paths: found {paths!r}')
     return paths
 
 
