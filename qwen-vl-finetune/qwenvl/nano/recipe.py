@@ -5,6 +5,7 @@
     random weights  -> sight     the tower alone, throw-away heads name shape and colour under every token
                     -> language  torchrun train_qwen.py on generated conversations, the tower frozen at first
                     -> FOLDER/checkpoint
+                    -> measured on scenes it never saw, skill by skill
 
 Stopped and started again it goes on from the last saved state of the unfinished stage.  Two cores take about
 an hour and a half.
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import qwenvl.train
 from qwenvl.nano.architecture import write_checkpoint
-from qwenvl.nano.corpus import write_corpus
+from qwenvl.nano.corpus import write_corpus, write_skill_tests
 from qwenvl.nano.sight import teach_sight
 
 FAMILY = "qwen3_vl"
@@ -68,6 +69,20 @@ def teach_language(start: Path, corpus: Path, output: Path) -> Path:
     return output
 
 
+def measure(checkpoint: Path, folder: Path) -> None:
+    """Print the accuracy of each skill on held-out scenes; predictions stay in `folder`."""
+    for questions in write_skill_tests(folder):
+        print(f"\n{questions.stem}", flush=True)
+        files = [
+            "--annotations",
+            str(questions),
+            "--output-file",
+            str(questions.with_suffix(".predictions.jsonl")),
+        ]
+        command = [sys.executable, "-m", "qwenvl_eval.cli", "run", "--model-path", str(checkpoint), *files]
+        subprocess.run(command, check=True)
+
+
 def make_nano(folder: Path) -> Path:
     """Run every stage that is not finished yet; returns the folder of the trained checkpoint."""
     start, sight, language = folder / "start", folder / "sight", folder / "language"
@@ -90,7 +105,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="where stages and their states are kept")
-    print(make_nano(parser.parse_args().folder))
+    folder = parser.parse_args().folder
+    measure(make_nano(folder), folder / "skills")
 
 
 if __name__ == "__main__":
