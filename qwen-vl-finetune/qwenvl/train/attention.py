@@ -91,17 +91,25 @@ def segment_attention(
     query [Hq, T, D], key and value [Hkv, T, D] -> [T, Hq, D].  Same result as a loop over the segments.
     """
     device = query.device.type
-    # Rotary positions leave queries and keys in fp32 under autocast, values in half precision.
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    given = value.dtype
+    dtype = _compute_dtype(device, given)
     query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
-    if _has_kernel(query) and not dropout:
-        rows = [tensor.transpose(0, 1).contiguous() for tensor in (query, key, value)]
-        return _kernel_attention(*rows, segments, causal=causal, scale=scale)
-    return _batched_attention(query, key, value, segments, causal=causal, scale=scale, dropout=dropout)
+    with torch.autocast(device, enabled=False):
+        if device == "cuda" and dtype in (torch.bfloat16, torch.float16) and not dropout:
+            rows = [tensor.transpose(0, 1).contiguous() for tensor in (query, key, value)]
+            output = _kernel_attention(*rows, segments, causal=causal, scale=scale)
+        else:
+            output = _batched_attention(
+                query, key, value, segments, causal=causal, scale=scale, dropout=dropout
+            )
+    return output.to(given)
 
 
-def _has_kernel(query: torch.Tensor) -> bool:
-    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+def _compute_dtype(device: str, given: torch.dtype) -> torch.dtype:
+    if device == "cpu":
+        return torch.float32  # A CPU's backward pass of bf16 attention is 20 times slower than that of fp32.
+    # Rotary positions leave queries and keys in fp32 under autocast.
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else given
 
 
 @cache
