@@ -13,8 +13,10 @@ setup:  ## make .venv with all that is needed; quick when nothing changed
 quickstart: setup  ## fine-tune the small model on easy-vqa, measure it, ask it (options: ARGS="...")
 	@$(PYTHON) qwen-vl-finetune/demo/quickstart.py $(ARGS)
 
+# One thread and one file at a time in each worker: a file's tests share fixtures and keep their order.
 test: check $(VOCABULARY)  ## everything that must hold (options for pytest: ARGS="...")
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
+		$(PYTHON) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: setup  ## lint, format, types, who imports whom, notebooks without outputs
 	.venv/bin/ruff check
