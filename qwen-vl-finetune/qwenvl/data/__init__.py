@@ -50,7 +50,7 @@ def _entry(dataset_name: str, known: dict[str, dict[str, str]]) -> dict:
         raise ValueError(f"unknown data set {dataset_name!r} in --dataset_use; known: {names}")
     if rate == 0:
         raise ValueError(f"data set {dataset_name!r} in --dataset_use takes no rows; leave it out")
-    return {"dataset_name": name, **known[name], "sampling_rate": rate}
+    return {"dataset_name": name, "data_path": "", **known[name], "sampling_rate": rate}
 
 
 def load_dataset_config(path: str | Path) -> dict[str, dict[str, str]]:

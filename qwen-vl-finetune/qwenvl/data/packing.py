@@ -26,4 +26,4 @@ def join(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 def join_media(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Pixels and grids of all items, for those kinds of media that any of them has."""
     found = {key: [item[key] for item in items if key in item] for key in MEDIA}
-    return {key: torch.cat(parts) for key, parts in found.items() if parts}
+    return {key: parts[0] if len(parts) == 1 else torch.cat(parts) for key, parts in found.items() if parts}

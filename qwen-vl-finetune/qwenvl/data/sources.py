@@ -127,6 +127,7 @@ def _list_spans(path: Path, blob: bytes) -> Annotations:
         raise ValueError(f"annotation file {path}: not a JSON list; name a file with one row per line .jsonl")
     at = _skip(text, at + 1)
     closed = text[at : at + 1] == "]"
+    at += closed
     while not closed:
         where = f"{path}: row {len(rows)} (counted from 0)"
         try:
@@ -140,7 +141,7 @@ def _list_spans(path: Path, blob: bytes) -> Annotations:
             raise ValueError(f"{where}: not valid JSON: no comma or ] after the row; the file may be cut off")
         closed = text[at] == "]"
         at = _skip(text, at + 1)
-    if text[at:]:
+    if text[at:].strip():
         raise ValueError(f"annotation file {path}: text after the closing ] of the list; delete it")
     ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
     starts = ends - np.array([len(row) for row in rows], np.int64)
