@@ -1,6 +1,6 @@
 """Pictures and videos for Qwen vision-language models: fetched, resized, sampled, made into model inputs.
 
-The names of qwen-vl-utils 0.0.14, and `processor_inputs`, which goes from messages to model inputs in one call.
+The names of qwen-vl-utils 0.0.14, and `processor_inputs`: from messages to model inputs in one call.
 """
 
 from typing import TYPE_CHECKING, Any

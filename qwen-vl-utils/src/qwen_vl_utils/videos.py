@@ -109,7 +109,7 @@ def resize(frames: "torch.Tensor", height: int, width: int) -> "torch.Tensor":
     if frames.shape[-2:] == (height, width):
         return frames
     resized = torch.empty((len(frames), frames.shape[1], height, width), dtype=torch.uint8)
-    # Frame by frame: in floating point, because torch's 8-bit kernel clips between its two passes (off by up to
+    # Frame by frame, in floating point: torch's 8-bit kernel clips between its two passes (off by up to
     # 10 levels at sharp edges), and a whole video of floats would be four times as large.
     for frame, target in zip(frames, resized, strict=True):
         scaled = torch.nn.functional.interpolate(
