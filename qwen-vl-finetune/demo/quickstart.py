@@ -366,7 +366,7 @@ def print_next(place: Workplace, model: Path) -> None:
     """What to type next."""
     question = '"what color is the shape?"'
     picture = next((place.data / "images" / "test").iterdir())
-    ask = ROOT / ".venv" / "bin" / "qwenvl-ask"
+    ask = Path(sys.executable).with_name("qwenvl-ask")
     print("\nNext:")
     print(f"  see it            {_short(place.report)} in a browser")
     print(
@@ -377,7 +377,7 @@ def print_next(place: Workplace, model: Path) -> None:
 
 
 def _short(path: Path) -> str:
-    return os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 # The whole way
