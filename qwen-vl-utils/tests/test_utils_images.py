@@ -59,6 +59,7 @@ def test_every_form_of_source_gives_the_same_picture(picture, server):
         picture,
         picture.read_bytes(),
         bytearray(picture.read_bytes()),
+        io.BytesIO(picture.read_bytes()),
         f"file://{picture}",
         picture.as_uri(),  # file:///.../a%20b.png
         f"file://localhost{picture}",

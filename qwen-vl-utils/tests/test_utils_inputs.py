@@ -4,6 +4,7 @@ import copy
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -362,3 +363,13 @@ def test_nothing_is_logged_on_the_way(processor, caplog):
     with caplog.at_level(logging.WARNING):
         processor_inputs(processor, CASES["mixed"], add_generation_prompt=True)
     assert not caplog.records
+
+
+def test_the_readmes_example_prints_what_it_says(capsys):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    example = readme.split("```python\n")[1].split("```")[0]
+    exec(compile(example, "README.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    said = [line.split("# ", 1)[1] for line in example.splitlines() if "  # " in line]
+    assert len(printed) == len(said) == 4
+    assert all(told.startswith(line) for line, told in zip(printed, said, strict=True))

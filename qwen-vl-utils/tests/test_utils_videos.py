@@ -306,7 +306,7 @@ def test_a_fallback_is_announced(steady, monkeypatch, caplog):
 
 def test_the_reader_is_announced_once(monkeypatch, caplog):
     monkeypatch.setattr(vision_process, "FORCE_QWENVL_VIDEO_READER", "pyav", raising=False)
-    vision_process._announced.clear()
+    vision_process.get_video_reader_backend.cache_clear()
     with caplog.at_level(logging.INFO):
         assert [vision_process.get_video_reader_backend() for _ in range(3)] == ["pyav"] * 3
     assert [record.message for record in caplog.records] == ["qwen-vl-utils using pyav to read video."]

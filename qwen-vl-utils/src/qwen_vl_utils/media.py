@@ -5,6 +5,7 @@ source --locate--> pathlib.Path (an existing file) | bytes
 
 import base64
 import binascii
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,17 +56,22 @@ def describe(source: Any) -> str:
 
 
 def locate(source: Any) -> Path | bytes:
-    """The file or the bytes behind `source`: a path, `file://`, `http(s)://`, `data:`, or bytes.
+    """The file or the bytes behind `source`: a path, `file://`, `http(s)://`, `data:`, bytes, a file object.
 
     Raises MediaNotFound for a missing file and MediaError for everything else that can't be had.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source)
+    if isinstance(source, io.IOBase):
+        if source.seekable():
+            source.seek(0)
+        return source.read()
     if isinstance(source, Path):
         return _existing(source)
     if not isinstance(source, str):
         raise MediaError(
-            f"unrecognised source of type {type(source).__name__}: give a path, a URL, a data URL or bytes"
+            f"unrecognised source of type {type(source).__name__}: give a path, a URL, a data URL, bytes or a "
+            "file object"
         )
     if source.startswith(("http://", "https://")):
         return _download(source)

@@ -283,6 +283,10 @@ def get_video_reader_backend() -> str:
     return reader
 
 
+# 0.0.14 remembered its choice, and callers that changed the environment cleared that memory.
+setattr(get_video_reader_backend, "cache_clear", _announced.clear)  # noqa: B010
+
+
 def _reader_order() -> Iterator[str]:
     """The forced reader alone, else the installed ones, the preferred first."""
     forced = _setting("FORCE_QWENVL_VIDEO_READER")
