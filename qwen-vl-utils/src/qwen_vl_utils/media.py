@@ -70,8 +70,8 @@ def locate(source: Any) -> Path | bytes:
         return _existing(source)
     if not isinstance(source, str):
         raise MediaError(
-            f"unrecognised source of type {type(source).__name__}: give a path, a URL, a data URL, bytes or a "
-            "file object"
+            f"unrecognised source of type {type(source).__name__}: give a path, a URL, a data URL, bytes or "
+            "a file object"
         )
     if source.startswith(("http://", "https://")):
         return _download(source)
