@@ -96,8 +96,7 @@ def segment_attention(
     query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
     with torch.autocast(device, enabled=False):
         if device == "cuda" and dtype in (torch.bfloat16, torch.float16) and not dropout:
-            rows = [tensor.transpose(0, 1).contiguous() for tensor in (query, key, value)]
-            output = _kernel_attention(*rows, segments, causal=causal, scale=scale)
+            output = _kernel_attention(query, key, value, segments, causal=causal, scale=scale)
         else:
             output = _batched_attention(
                 query, key, value, segments, causal=causal, scale=scale, dropout=dropout
@@ -117,20 +116,23 @@ def _flash_attn_installed() -> bool:
     return importlib.util.find_spec("flash_attn") is not None
 
 
-def _kernel_attention(query, key, value, segments: Segments, *, causal: bool, scale: float | None):
+def _kernel_attention(query, key, value, segments, *, causal: bool, scale: float | None) -> torch.Tensor:
+    query, key, value = (tensor.transpose(0, 1).contiguous() for tensor in (query, key, value))
     ends, longest = segments.cu_seqlens, segments.longest
     if _flash_attn_installed():
-        from flash_attn import flash_attn_varlen_func
+        from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
 
         return flash_attn_varlen_func(
             query, key, value, ends, ends, longest, longest, softmax_scale=scale, causal=causal
         )
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(
+    output = varlen_attn(
         query, key, value, ends, ends, longest, longest, scale=scale,
         window_size=(-1, 0) if causal else (-1, -1), enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
+    assert isinstance(output, torch.Tensor)  # A tuple only where auxiliary results were asked for.
+    return output
 
 
 def _batched_attention(query, key, value, segments: Segments, *, causal, scale, dropout):

@@ -1,6 +1,6 @@
 """A checkpoint folder becomes a model and a processor ready for training.
 
-    config.json -> model_type -> model class;  processor <- --min_pixels, --max_pixels, --video_*
+config.json -> model_type -> model class;  processor <- --min_pixels, --max_pixels, --video_*
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
@@ -27,19 +28,33 @@ logger = logging.getLogger(__name__)
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 
-def load_model(
-    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
-) -> PreTrainedModel:
-    """The model that `model_type` in the checkpoint's config.json names, in the dtype of training.
-
-    Raises ValueError for a model_type that is no Qwen-VL family.
-    """
+def load_config(model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedConfig:
+    """The checkpoint's configuration.  Raises ValueError for a model_type that is no Qwen-VL family."""
     path = model_args.model_name_or_path
     config = AutoConfig.from_pretrained(path, cache_dir=training_args.cache_dir)
     if config.model_type not in MODEL_TYPES:
         raise ValueError(
             f"{path}: model_type {config.model_type!r} in config.json is not one of {', '.join(MODEL_TYPES)}"
         )
+    return config
+
+
+def stored_dtype(config: PreTrainedConfig) -> torch.dtype:
+    """The dtype that a checkpoint's config.json names; fp32 where it names none."""
+    return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+
+
+def load_model(
+    config: PreTrainedConfig,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+) -> PreTrainedModel:
+    """The model that `model_type` in the checkpoint's config.json names, in the dtype of training.
+
+    Flattened batches get attention within segments, unless config.json names an `_attn_implementation`.
+    """
+    path = model_args.model_name_or_path
     named = config._attn_implementation  # None where config.json does not name one.
     model = AutoModelForImageTextToText.from_pretrained(
         path, config=config, dtype=_weight_dtype(training_args), cache_dir=training_args.cache_dir

@@ -1,5 +1,7 @@
 """Which parameters are trained, how fast, and with how much weight decay: one table, one row a component.
 
+Components, the flag that trains each, and the flag of its learning rate:
+
     vision     the vision encoder                                  --tune_mm_vision  --vision_tower_lr
     merger     its projection into the language model, with the    --tune_mm_mlp     --mm_projector_lr
                DeepStack mergers of Qwen3-VL
@@ -11,8 +13,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from qwenvl.train.argument import ModelArguments, TrainingArguments
 
@@ -86,6 +90,35 @@ def set_model(model_args: ModelArguments, model: nn.Module) -> None:
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained[component_of(name)])
+
+
+def add_adapters(
+    model_args: ModelArguments, training_args: TrainingArguments, model: PreTrainedModel
+) -> PreTrainedModel:
+    """`model` with LoRA adapters on the linear layers of the components that the --tune_mm_* flags name.
+
+    Without any such flag it is the language model that gets them.  lm_head, the patch embedding and the
+    fused experts of a mixture get none.  Raises ModuleNotFoundError where PEFT is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('--lora_enable needs PEFT: uv pip install "qwenvl[lora]"') from error
+    trained = trained_components(model_args)
+    if not any(trained.values()):
+        trained["language"] = True
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name != "lm_head" and trained[component_of(f"{name}.weight")]
+    ]
+    config = LoraConfig(
+        r=training_args.lora_r,
+        lora_alpha=training_args.lora_alpha,
+        lora_dropout=training_args.lora_dropout,
+        target_modules=layers,
+    )
+    return cast(PreTrainedModel, get_peft_model(model, config))
 
 
 def undecayed_parameters(model: nn.Module) -> set[str]:

@@ -14,6 +14,8 @@ checkpoints, it goes on from the last complete one.
 from __future__ import annotations
 
 import logging
+import sys
+from typing import Any, cast
 
 import transformers
 from transformers import ProgressCallback, set_seed
@@ -21,54 +23,82 @@ from transformers import ProgressCallback, set_seed
 from qwenvl.data.data_processor import make_supervised_data_module
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.callbacks import ProgressBar
-from qwenvl.train.model_loading import load_model, load_processor
-from qwenvl.train.parameters import describe, set_model
+from qwenvl.train.checkpoints import checkpoint_to_resume
+from qwenvl.train.model_loading import load_config, load_model, load_processor, stored_dtype
+from qwenvl.train.parameters import add_adapters, describe, set_model
 from qwenvl.train.trainer import QwenVLTrainer
 
 logger = logging.getLogger("qwenvl.train")
 
 
-def train(
+def build_trainer(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
 ) -> QwenVLTrainer:
-    """Train and save; returns the trainer, whose `state.log_history` holds the loss curve."""
+    """Everything before the first step; data are checked before the model is loaded.
+
+    Raises ValueError, with the file or flag and the remedy, for what cannot be trained.
+    """
     set_seed(training_args.seed)
+    config = load_config(model_args, training_args)
+    dtype = stored_dtype(config)
     processor = load_processor(model_args, data_args, training_args)
-    model = load_model(model_args, data_args, training_args)
-    set_model(model_args, model)
     data_module = make_supervised_data_module(
         processor,
         data_args,
-        model_config=model.config,
+        model_config=config,
         model_max_length=training_args.model_max_length,
         seed=training_args.seed,
     )
+    model = load_model(config, model_args, data_args, training_args)
+    if training_args.lora_enable:
+        model = add_adapters(model_args, training_args, model)
+    else:
+        set_model(model_args, model)
     trainer = QwenVLTrainer(
         model=model,
         processor=processor,
+        stored_dtype=dtype,
         model_args=model_args,
         data_args=data_args,
         args=training_args,
         callbacks=[ProgressBar()],
         **data_module,
     )
-    trainer.remove_callback(ProgressCallback)
+    if not training_args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
     for line in describe(model, trainer.components):
         logger.info(line)
-    trainer.train()
-    trainer.save_state()
-    trainer.save_model()
+    return trainer
+
+
+def train(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> QwenVLTrainer:
+    """Train and save; returns the trainer, whose `state.log_history` holds the loss curve."""
+    checkpoint = checkpoint_to_resume(str(training_args.output_dir), training_args.resume_from_checkpoint)
+    trainer = build_trainer(model_args, data_args, training_args)
+    if checkpoint is not None:
+        logger.info("going on from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_final()
     return trainer
 
 
 def main() -> None:
     """The command line."""
-    parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    kinds = (ModelArguments, DataArguments, TrainingArguments)
+    parser = transformers.HfArgumentParser(cast(Any, kinds))
     model_args, data_args, training_args = parser.parse_args_into_dataclasses()
-    first = training_args.process_index == 0
+    transformers.logging.disable_progress_bar()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("qwenvl").setLevel(logging.INFO if first else logging.WARNING)
-    train(model_args, data_args, training_args)
+    if training_args.process_index == 0:
+        logging.getLogger("qwenvl").setLevel(logging.INFO)
+    try:
+        train(model_args, data_args, training_args)
+    except ValueError as error:
+        # One message, not one traceback a process.
+        logger.debug("traceback", exc_info=True)
+        sys.exit(f"train_qwen: {error}" if training_args.local_process_index == 0 else 1)
 
 
 if __name__ == "__main__":
