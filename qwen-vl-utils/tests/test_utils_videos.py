@@ -376,3 +376,17 @@ def test_metadata_is_what_the_model_library_takes(varying):
     video, metadata = fetch_video({"video": str(varying), "nframes": 30}, return_video_metadata=True)
     (theirs,) = make_batched_metadata([video], [metadata])
     assert theirs.timestamps == pytest.approx(metadata.timestamps, abs=2e-3)
+
+
+def test_a_frame_that_cannot_be_decoded_is_an_error_not_its_neighbour(steady, monkeypatch):
+    from qwen_vl_utils.readers import pyav
+
+    true_scan = pyav._scan
+
+    def scan(container, stream):
+        index = true_scan(container, stream)
+        return pyav._Index([*index.pts[:5], index.pts[5] + 1, *index.pts[6:]], index.keys)
+
+    monkeypatch.setattr(pyav, "_scan", scan)
+    with pytest.raises(VideoError, match="no frame can be decoded for time"):
+        pyav.read(steady, lambda total, fps: [4, 5], threads=1)

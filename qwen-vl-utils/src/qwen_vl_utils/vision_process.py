@@ -139,21 +139,31 @@ def load_image(ele: Mapping[str, Any], factor: int, default_min: float, default_
     _, source = media.vision_source(ele)
     image = open_image(source)
     width, height = image.size
-    try:
-        low, high = sizes.bounds(ele.get("min_pixels"), ele.get("max_pixels"), default_min, default_max)
-        rows, columns = _target(ele, height, width, factor, low, high)
-    except ValueError as error:
-        raise MediaError(f"{media.describe(source)}: {error}") from error
+    rows, columns = _target(
+        ele,
+        source,
+        (height, width),
+        factor,
+        lambda: sizes.bounds(ele.get("min_pixels"), ele.get("max_pixels"), default_min, default_max),
+    )
     return image.resize((columns, rows))
 
 
 def _target(
-    ele: Mapping[str, Any], height: int, width: int, factor: int, low: float, high: float
+    ele: Mapping[str, Any],
+    source: Any,
+    size: tuple[int, ...],
+    factor: int,
+    bounds: Callable[[], tuple[float, float]],
 ) -> tuple[int, int]:
+    """(height, width) for a medium of (height, width) `size`; errors name its source."""
     rows, columns = ele.get("resized_height"), ele.get("resized_width")
-    if rows is not None and columns is not None:
-        return smart_resize(rows, columns, factor)
-    return sizes.fit(height, width, factor, low, high, MAX_RATIO)
+    try:
+        if rows is not None and columns is not None:
+            return smart_resize(rows, columns, factor)
+        return sizes.fit(size[0], size[1], factor, *bounds(), MAX_RATIO)
+    except ValueError as error:
+        raise MediaError(f"{media.describe(source)}: {error}") from error
 
 
 def smart_nframes(ele: Mapping[str, Any], total_frames: int, video_fps: float) -> int:
@@ -369,7 +379,8 @@ def load_video(ele: Mapping[str, Any], factor: int, frame_limits: FrameLimits) -
     if isinstance(source, (list, tuple)):
         return _load_frame_list(ele, source, factor, frame_limits)
     frames, metadata = _read_file({**ele, "video": source})
-    rows, columns = _frame_target(ele, source, tuple(frames.shape[-2:]), len(frames), factor, frame_limits)
+    size = tuple(frames.shape[-2:])
+    rows, columns = _target(ele, source, size, factor, lambda: frame_limits(ele, len(frames)))
     return Video(videos.resize(frames, rows, columns), metadata)
 
 
@@ -382,7 +393,7 @@ def _load_frame_list(
         images = list(pool.map(_open_frame, source))
     images += images[-1:] * (-len(images) % FRAME_FACTOR)
     width, height = images[0].size
-    rows, columns = _frame_target(ele, source, (height, width), len(images), factor, frame_limits)
+    rows, columns = _target(ele, source, (height, width), factor, lambda: frame_limits(ele, len(images)))
     sample_fps = 2.0 if ele.get("sample_fps") is None else ele["sample_fps"]
     raw_fps = sample_fps if ele.get("raw_fps") is None else ele["raw_fps"]
     metadata = videos.frame_list_metadata(len(images), sample_fps, raw_fps)
@@ -391,20 +402,6 @@ def _load_frame_list(
 
 def _open_frame(frame: Any) -> "Image.Image":
     return open_image(media.vision_source({"image": frame})[1])
-
-
-def _frame_target(
-    ele: Mapping[str, Any],
-    source: Any,
-    size: tuple[int, ...],
-    frames: int,
-    factor: int,
-    frame_limits: FrameLimits,
-) -> tuple[int, int]:
-    try:
-        return _target(ele, size[0], size[1], factor, *frame_limits(ele, frames))
-    except ValueError as error:
-        raise MediaError(f"{media.describe(source)}: {error}") from error
 
 
 def fetch_video(
