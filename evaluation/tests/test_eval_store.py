@@ -39,11 +39,20 @@ def test_what_is_added_can_be_read_back_in_row_order(tmp_path):
 @pytest.mark.parametrize("name", ["weights", "annotations_sha256", "samples", "max_new_tokens"])
 def test_another_run_is_refused(tmp_path, name):
     path = tmp_path / "out.jsonl"
-    Store(path, RUN).__exit__(None, None, None)
+    with Store(path, RUN) as store:
+        store.add([prediction(1)])
     before = path.read_bytes()
     with pytest.raises(ValueError, match=rf"out\.jsonl holds .* another run \({name} .*choose another file"):
         Store(path, replace(RUN, **{name: 7}))
     assert path.read_bytes() == before
+
+
+def test_a_run_that_never_answered_makes_room_for_another(tmp_path):
+    path = tmp_path / "out.jsonl"
+    other = replace(RUN, weights="c" * 64)
+    for run in (RUN, other):
+        Store(path, run).__exit__(None, None, None)
+    assert read_predictions(path) == (other, [])
 
 
 def test_a_file_cut_at_any_byte_goes_on(tmp_path):

@@ -67,11 +67,15 @@ class Store:
         self.done: set[int] = set()
         if complete:
             found, predictions = read_predictions(path)
-            if difference := found.difference(run):
+            difference = found.difference(run)
+            if difference and predictions:
                 raise ValueError(
                     f"{path} holds the predictions of another run ({'; '.join(difference)}); "
                     "choose another file or delete this one"
                 )
+            if difference:  # a run that never got to its first answer
+                os.truncate(path, 0)
+                complete = False
             self.done = {prediction.row for prediction in predictions}
         self._file = path.open("a", encoding="utf-8")
         if not complete:
