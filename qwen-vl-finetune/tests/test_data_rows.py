@@ -92,6 +92,7 @@ def test_marks_of_places_are_content():
         (row(answer="see <video>"), "turn 1 (assistant) contains <video>"),
         (row("<image> <|im_end|>"), "turn 0 (user) contains the special token <|im_end|>; take it out"),
         (row(answer="<|image_pad|>"), "turn 1 (assistant) contains the special token <|image_pad|>"),
+        (row("<image> \ud83d"), "can't encode character '\\ud83d' in position 8: surrogates not allowed"),
         (row(image=["a.png", 3]), "'image' must be a path or a list of paths, found ['a.png', 3]"),
         (row(image={"path": "a.png"}), "'image' must be a path or a list of paths"),
         (row(images=["a.png"]), "both 'image' and 'images'; keep one of them"),

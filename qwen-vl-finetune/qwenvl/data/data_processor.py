@@ -120,6 +120,8 @@ class SupervisedDataset(Dataset):
     """
 
     def __init__(self, sources: list[Source], encode: Encoder, *, bad_samples: str):
+        if bad_samples not in ("fail", "skip"):
+            raise ValueError(f"--bad_samples {bad_samples!r}: choose fail or skip")
         self.sources = sources
         self.encode = encode
         self.bad_samples = bad_samples

@@ -110,6 +110,10 @@ def _turn(number: int, turn: object) -> tuple[str, str]:
         raise ValueError(f"turn {number}: {who!r} is {role!r}; known roles: {', '.join(ROLES)}")
     if not isinstance(turn.get(text), str):
         raise ValueError(f"turn {number} ({role}): {text!r} must be text, found {_kind(turn.get(text))}")
+    if not turn[text].isascii():
+        turn[text].encode(
+            "utf-8"
+        )  # Half a surrogate pair, which JSON can hold, is a UnicodeEncodeError here.
     return ROLES[role], turn[text]
 
 
