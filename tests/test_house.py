@@ -186,7 +186,7 @@ class Machine:
         self.bin.mkdir(parents=True)
         for path in [".ci/setup", "constraints.txt", "pyproject.toml"]:
             self.write(path, (ROOT / path).read_text())
-        for tool in ["bash", "cat", "cksum", "dirname", "mkdir", "rm", "cp", "chmod"]:
+        for tool in ["bash", "cat", "cksum", "dirname", "ls", "mkdir", "rm", "cp", "chmod"]:
             (self.bin / tool).symlink_to(shutil.which(tool))
         self.program("id", "echo 1000")
         self.program("python3.11", VERSION)
@@ -266,11 +266,12 @@ def test_setup_passes_the_torch_backend_on_and_remembers_it(machine):
     assert "--torch-backend cpu" in machine.setup()[2][-1]
 
 
-def test_setup_where_torchcodec_does_not_load_says_so_and_goes_on(machine):
+def test_setup_leaves_torchcodec_out_where_it_does_not_load(machine):
     machine.program("python3.11", f"{NO_CODEC}; {VERSION}")
-    status, said, _ = machine.setup()
+    status, said, ran = machine.setup()
     assert status == 0
     assert "sudo apt-get install ffmpeg libpython3.11" in said
+    assert ran[-1].startswith("uv pip uninstall") and ran[-1].endswith(" torchcodec")
     assert machine.setup() == (0, "", [])
 
 
