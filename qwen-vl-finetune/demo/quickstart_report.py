@@ -6,7 +6,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from math import ceil
+from math import ceil, floor, log10
 from pathlib import Path
 
 from qwenvl_eval.scoring import Accuracy
@@ -14,6 +14,7 @@ from qwenvl_eval.scoring import Accuracy
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 240, 48, 30
 PICTURES_SHOWN = 24
 MISTAKES_SHOWN = 12
+LEAST_LOSS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def write_report(path: Path, rows: Sequence[Row], curve: Curve, shown: Sequence[
     mistakes = [each for each in shown if not each.right]
     score = rows[-1].accuracy
     body = [
-        "<h1>A small Qwen3-VL, fine-tuned on easy-vqa</h1>",
+        "<h1>A small Qwen3-VL, fine-tuned on easy&#8209;vqa</h1>",
         f"<p>{score.total:,} test questions about {score.clusters} pictures that training never saw, "
         "answered greedily, scored by exact match; 95 % intervals, clustered by picture. Without looking: "
         "the most frequent training answer to the same question text.</p>",
@@ -128,26 +129,26 @@ def _bars(rows: Sequence[Row]) -> str:
 
 
 def _loss(curve: Curve) -> str:
-    """The loss over steps, linear axes from 0."""
+    """The loss over steps, on a logarithmic axis of whole powers of ten."""
     last = curve.steps[-1][0]
-    top = max(loss for _, loss in curve.steps) * 1.05 or 1.0
+    points = [(step, log10(max(loss, LEAST_LOSS))) for step, loss in curve.steps]
+    low = floor(min(power for _, power in points))
+    high = max(ceil(max(power for _, power in points)), low + 1)
 
     def x(step: float) -> float:
-        return LEFT + (WIDTH - LEFT - 10) * step / last
+        return LEFT + (WIDTH - LEFT - 30) * step / last
 
-    def y(loss: float) -> float:
-        return (HEIGHT - BOTTOM) * (1 - loss / top) + 5
+    def y(power: float) -> float:
+        return 8 + (HEIGHT - BOTTOM - 8) * (high - power) / (high - low)
 
     parts = []
-    for tick in range(5):
-        loss, step = top * tick / 4, last * tick / 4
-        parts.append(
-            f'<path d="M{LEFT} {y(loss):.1f}H{WIDTH - 10}" stroke="var(--line)"/>'
-            f'<text x="{LEFT - 6}" y="{y(loss) + 4:.1f}" text-anchor="end">{loss:.2f}</text>'
-            f'<text x="{x(step):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{ceil(step):,}</text>'
-        )
-    points = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in curve.steps)
-    parts.append(f'<polyline points="{points}" fill="none" stroke="var(--ink)" stroke-width="2"/>')
+    for power in range(low, high + 1):
+        parts.append(f'<path d="M{LEFT} {y(power):.1f}H{x(last)}" stroke="var(--line)"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y(power) + 4:.1f}" text-anchor="end">{10.0**power:g}</text>')
+    for step in sorted({round(last * part / 4) for part in range(5)}):
+        parts.append(f'<text x="{x(step):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{step:,}</text>')
+    line = " ".join(f"{x(step):.1f},{y(power):.1f}" for step, power in points)
+    parts.append(f'<polyline points="{line}" fill="none" stroke="var(--ink)" stroke-width="2"/>')
     return _svg("loss curve", HEIGHT, parts)
 
 
