@@ -86,6 +86,15 @@ def test_a_maximum_below_the_default_minimum_lowers_the_minimum():
     assert 1500 <= rows * columns <= 3000
 
 
+def test_a_long_videos_narrow_share_still_has_a_size():
+    """1.05 times a minimum of 6.4 units is 6.7; the maximum that nobody named becomes 7."""
+    low, high = vision_process.item_frame_bounds({"min_pixels": 5000, "total_pixels": 5000}, 700, 28, 784)
+    assert (low, high) == (5000, 7 * 784)
+    assert sizes.room(5000, 7 * 784 + 5, 28) == 7 * 784 + 5
+    with pytest.raises(ValueError, match="no size in multiples of 28"):
+        smart_resize(60, 60, 28, 5000, 5250)
+
+
 def test_contradicting_bounds_are_an_error():
     with pytest.raises(ValueError, match="min_pixels=5000 is greater than max_pixels=4000"):
         smart_resize(100, 100, 28, 5000, 4000)

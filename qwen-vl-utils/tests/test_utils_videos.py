@@ -336,6 +336,7 @@ def test_a_reader_of_the_callers_own(steady, monkeypatch):
     monkeypatch.setenv("FORCE_QWENVL_VIDEO_READER", "pyav")
     _, metadata = fetch_video({"video": str(steady)}, return_video_metadata=True)
     assert metadata.timestamps == (0, 0.4, 0.8, 1.2) and metadata.sample_fps == 2.5
+    assert metadata["total_num_frames"] == metadata.total_num_frames == 8
     assert metadata["video_backend"] == "mine" and metadata["frames_indices"] == [0, 2, 4, 6]
 
 

@@ -154,20 +154,21 @@ def _processor_frame_bounds(video_processor: Any, frames: int) -> tuple[float, f
     """
     low, high = video_processor.size["shortest_edge"], video_processor.size["longest_edge"]
     factor = video_processor.patch_size * video_processor.merge_size
-    capped = video_processor.cap_pixels_per_frame is not False
+    tokens, unit = video_processor.max_video_tokens, factor * factor
     name = type(video_processor).__name__
     if name == "Qwen2VLVideoProcessor":
-        total = int(video_processor.max_video_tokens * factor * factor * 0.9)
-        share = max(total * video_processor.temporal_patch_size // frames, int(low * 1.05))
-        return low, min(high, share) if capped else high
-    if name == "Qwen3VLVideoProcessor":
-        if not capped:
-            return low / frames, high / frames
-        cap = video_processor.max_video_tokens * factor * factor
-        return low / frames, max(min(cap, high // frames), int(low * 1.05))
-    raise ValueError(
-        f"unknown video processor {name}; known are Qwen2VLVideoProcessor and Qwen3VLVideoProcessor"
-    )
+        share = int(tokens * unit * 0.9) * video_processor.temporal_patch_size // frames
+        least, most, uncapped = low, min(high, max(share, int(low * 1.05))), high
+    elif name == "Qwen3VLVideoProcessor":
+        share = min(tokens * unit, high // frames)
+        least, most, uncapped = low / frames, max(share, int(low * 1.05)), high / frames
+    else:
+        raise ValueError(
+            f"unknown video processor {name}; known are Qwen2VLVideoProcessor and Qwen3VLVideoProcessor"
+        )
+    if video_processor.cap_pixels_per_frame is False:
+        most = uncapped
+    return least, vision_process.sizes.room(least, most, factor)
 
 
 def _videos(processor: Any, clips: list[Video]) -> _Pixels:

@@ -55,6 +55,16 @@ def frame_bounds(
     return low, min(high, share)
 
 
+def room(low: float, high: float, factor: int) -> float:
+    """`high`, or the smallest area of whole units that is at least `low` where none lies between the two.
+
+    For a maximum that nobody named, so that a long video is not refused because its share is too narrow.
+    """
+    unit = factor * factor
+    least = max(1, math.ceil(low / unit))
+    return high if least <= math.floor(high / unit) else least * unit
+
+
 def fit(
     height: int, width: int, factor: int, min_pixels: float, max_pixels: float, max_ratio: float
 ) -> tuple[int, int]:

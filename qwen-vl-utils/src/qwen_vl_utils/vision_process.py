@@ -365,7 +365,9 @@ def item_frame_bounds(
         total_pixels=total,
         frame_factor=FRAME_FACTOR,
     )
-    if given_max is not None and given_max > high:
+    if given_max is None:
+        return low, sizes.room(low, high, factor)
+    if given_max > high:
         _warn_once(f"The given max_pixels[{given_max}] exceeds limit[{high}].")
     return low, high
 
