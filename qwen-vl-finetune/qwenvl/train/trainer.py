@@ -53,8 +53,8 @@ def count_loss_tokens(labels: torch.Tensor) -> torch.Tensor:
     return (labels[:, 1:] != -100).sum()
 
 
-def summed_loss(model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
-    """Sum of the cross-entropies of a batch, and the model's outputs.
+def token_losses(model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+    """The cross-entropies of a batch, one a token (0 where it carries no loss), and the model's outputs.
 
     inputs: a padded or flattened batch with labels [B, S].  Logits are computed only for the columns in which
     some row's next token carries loss.
@@ -64,7 +64,7 @@ def summed_loss(model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.T
     outputs = model(**model_inputs(inputs), logits_to_keep=columns, use_cache=False)
     logits = outputs.logits.flatten(0, 1).float()
     targets = labels[:, columns + 1].flatten()
-    return cross_entropy(logits, targets, ignore_index=-100, reduction="sum"), outputs
+    return cross_entropy(logits, targets, ignore_index=-100, reduction="none"), outputs
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +166,8 @@ class QwenVLTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The batch's share of the optimiser step's loss, scaled so that the mean over ranks is the whole."""
-        total, outputs = summed_loss(model, inputs)
+        losses, outputs = token_losses(model, inputs)
+        total = losses.sum()
         if self._visual_trained() and "pixel_values" not in inputs and "pixel_values_videos" not in inputs:
             total = total + 0.0 * self._see_nothing()
         if num_items_in_batch is None:  # Evaluation: the batch's own mean.
