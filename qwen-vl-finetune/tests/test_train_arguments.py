@@ -1,0 +1,114 @@
+"""The command line: flags and defaults of the original, and every flag of Hugging Face."""
+
+import dataclasses
+
+import pytest
+import transformers
+from transformers import HfArgumentParser
+
+from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
+from qwenvl.train.model_loading import load_config, load_processor, stored_dtype
+
+ORIGINAL = {
+    "tune_mm_llm": False,
+    "tune_mm_mlp": False,
+    "tune_mm_vision": False,
+    "dataset_use": "",
+    "data_flatten": False,
+    "data_packing": False,
+    "base_interval": 2,
+    "max_pixels": 451584,
+    "min_pixels": 12544,
+    "video_max_frames": 8,
+    "video_min_frames": 4,
+    "video_max_pixels": 802816,
+    "video_min_pixels": 200704,
+    "video_fps": 2,
+    "cache_dir": None,
+    "optim": "adamw_torch",
+    "model_max_length": 512,
+    "mm_projector_lr": None,
+    "vision_tower_lr": None,
+    "lora_enable": False,
+    "lora_r": 64,
+    "lora_alpha": 128,
+    "lora_dropout": 0.0,
+    "warmup_ratio": 0.0,
+}
+
+
+def parse(line: str) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    return parser.parse_args_into_dataclasses(line.split())
+
+
+def test_the_defaults_are_those_of_the_original():
+    values = {}
+    for arguments in parse("--output_dir out"):
+        values |= {field.name: getattr(arguments, field.name) for field in dataclasses.fields(arguments)}
+    assert {name: values[name] for name in ORIGINAL} == ORIGINAL
+
+
+def test_a_command_of_the_original_is_understood():
+    """The flags of its sft.sh, Hugging Face's removed --warmup_ratio among them."""
+    model, data, training = parse(
+        "--model_name_or_path x --dataset_use a%50,b --data_flatten True --tune_mm_vision False "
+        "--tune_mm_mlp True --tune_mm_llm True --bf16 --output_dir out --num_train_epochs 0.5 "
+        "--per_device_train_batch_size 4 "
+        "--per_device_eval_batch_size 8 --gradient_accumulation_steps 4 --max_pixels 50176 --min_pixels 784 "
+        "--eval_strategy no --save_strategy steps --save_steps 1000 --save_total_limit 1 --learning_rate 2e-7"
+        " --weight_decay 0 --warmup_ratio 0.03 --max_grad_norm 1 --lr_scheduler_type cosine --logging_steps 1 "
+        "--model_max_length 8192 --gradient_checkpointing True --dataloader_num_workers 4 --run_name base "
+        "--report_to none --lora_enable False"
+    )
+    assert (model.tune_mm_llm, model.tune_mm_vision, data.dataset_use) == (True, False, "a%50,b")
+    assert training.get_warmup_steps(1000) == 30
+    assert training.bf16 and training.model_max_length == 8192
+
+
+def test_warmup_steps_win_over_the_ratio():
+    assert parse("--warmup_ratio 0.5 --warmup_steps 7")[2].get_warmup_steps(1000) == 7
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("--warmup_ratio 1.5", "--warmup_ratio 1.5"),
+        ("--max_minutes 0", "--max_minutes 0"),
+        ("--model_max_length 0", "--model_max_length 0"),
+        ("--remove_unused_columns True", "--remove_unused_columns"),
+    ],
+)
+def test_impossible_values_are_named(line, named):
+    with pytest.raises(ValueError, match=named):
+        parse(line)
+
+
+def test_every_flag_of_hugging_face_is_kept():
+    ours = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert {field.name for field in dataclasses.fields(transformers.TrainingArguments)} <= ours
+
+
+def test_limits_that_contradict_are_named(checkpoints):
+    arguments = parse(f"--model_name_or_path {checkpoints['qwen3_vl']} --min_pixels 5000 --max_pixels 4000")
+    with pytest.raises(ValueError, match="5000 and 4000"):
+        load_processor(*arguments)
+
+
+def test_the_family_comes_from_the_configuration(tmp_path, checkpoints):
+    """No folder name decides: this one has an "a" and a family in it."""
+    folder = tmp_path / "qwen2_vl-30b-a3b"
+    folder.mkdir()
+    for file in checkpoints["qwen3_vl"].iterdir():
+        (folder / file.name).symlink_to(file)
+    model, _, training = parse(f"--model_name_or_path {folder}")
+    config = load_config(model, training)
+    assert config.model_type == "qwen3_vl"
+    assert str(stored_dtype(config)) == "torch.float32"
+
+
+def test_another_kind_of_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    model, _, training = parse(f"--model_name_or_path {tmp_path}")
+    with pytest.raises(ValueError, match=r"'llama'.*qwen3_vl"):
+        load_config(model, training)
