@@ -54,12 +54,11 @@ def test_a_command_of_the_original_is_understood():
     model, data, training = parse(
         "--model_name_or_path x --dataset_use a%50,b --data_flatten True --tune_mm_vision False "
         "--tune_mm_mlp True --tune_mm_llm True --bf16 --output_dir out --num_train_epochs 0.5 "
-        "--per_device_train_batch_size 4 "
-        "--per_device_eval_batch_size 8 --gradient_accumulation_steps 4 --max_pixels 50176 --min_pixels 784 "
-        "--eval_strategy no --save_strategy steps --save_steps 1000 --save_total_limit 1 --learning_rate 2e-7"
-        " --weight_decay 0 --warmup_ratio 0.03 --max_grad_norm 1 --lr_scheduler_type cosine --logging_steps 1 "
-        "--model_max_length 8192 --gradient_checkpointing True --dataloader_num_workers 4 --run_name base "
-        "--report_to none --lora_enable False"
+        "--per_device_train_batch_size 4 --per_device_eval_batch_size 8 --gradient_accumulation_steps 4 "
+        "--max_pixels 50176 --min_pixels 784 --eval_strategy no --save_strategy steps --save_steps 1000 "
+        "--save_total_limit 1 --learning_rate 2e-7 --weight_decay 0 --warmup_ratio 0.03 --max_grad_norm 1 "
+        "--lr_scheduler_type cosine --logging_steps 1 --model_max_length 8192 --gradient_checkpointing True "
+        "--dataloader_num_workers 4 --run_name base --report_to none --lora_enable False"
     )
     assert (model.tune_mm_llm, model.tune_mm_vision, data.dataset_use) == (True, False, "a%50,b")
     assert training.get_warmup_steps(1000) == 30
