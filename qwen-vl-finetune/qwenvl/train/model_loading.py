@@ -55,6 +55,11 @@ def load_model(
     Flattened batches get attention within segments, unless config.json names an `_attn_implementation`.
     """
     path = model_args.model_name_or_path
+    if training_args.deepspeed and torch.distributed.is_initialized():
+        import deepspeed  # pyright: ignore[reportMissingImports]
+
+        # ZeRO-3 splits the weights while they load, which takes its own view of the processes.
+        deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())
     named = config._attn_implementation  # None where config.json does not name one.
     model = AutoModelForImageTextToText.from_pretrained(
         path, config=config, dtype=_weight_dtype(training_args), cache_dir=training_args.cache_dir

@@ -158,8 +158,10 @@ def describe(model: nn.Module, table: dict[str, Component]) -> Iterator[str]:
     total = dict.fromkeys(table, 0)
     trained = dict.fromkeys(table, 0)
     for name, parameter in model.named_parameters():
-        total[component_of(name)] += parameter.numel()
-        trained[component_of(name)] += parameter.numel() if parameter.requires_grad else 0
+        # ZeRO-3 leaves an empty tensor in place of a weight that it has split, and its size beside it.
+        size = getattr(parameter, "ds_numel", parameter.numel())
+        total[component_of(name)] += size
+        trained[component_of(name)] += size if parameter.requires_grad else 0
     for name, component in table.items():
         if trained[name]:
             state = f"{trained[name]:,} of {total[name]:,} parameters at rate {component.learning_rate:g}"
