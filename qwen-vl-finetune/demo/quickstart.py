@@ -34,7 +34,7 @@ from typing import IO, Any
 
 import easy_vqa
 from PIL import Image, ImageOps
-from quickstart_report import Curve, Row, Shown, write_report  # pyright: ignore[reportMissingImports]
+from quickstart_report import Curve, Row, Shown, write_report
 
 from qwenvl_eval import (
     Prediction,

@@ -13,8 +13,12 @@ checkpoints, it goes on from the last complete one.
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
+import time
+from pathlib import Path
 from typing import Any, cast
 
 import transformers
@@ -98,7 +102,16 @@ def main() -> None:
     except ValueError as error:
         # One message, not one traceback a process.
         logger.debug("traceback", exc_info=True)
-        sys.exit(f"train_qwen: {error}" if training_args.local_process_index == 0 else 1)
+        message = f"train_qwen: {error}"
+        _leave_for_torchrun(message)
+        sys.exit(message if training_args.local_process_index == 0 else 1)
+
+
+def _leave_for_torchrun(message: str) -> None:
+    """Put the message where torchrun looks for the cause: its own long report then ends with it."""
+    if report := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        cause = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        Path(report).write_text(json.dumps({"message": cause}), encoding="utf-8")
 
 
 if __name__ == "__main__":
