@@ -109,12 +109,12 @@ def test_imports_are_declared_and_declared_are_imported(name):
     assert not NOT_IMPORTED[name] & outside, "NOT_IMPORTED is out of date"
 
 
-# Wanted by the model library (chat templates, video processors, saving, DeepSpeed's engine), or by a command.
+# Wanted by the model library (chat templates, Trainer), or by a command.
 NOT_IMPORTED = {
     "qwen_vl_utils": set(),
     "qwen_vl_serve": {"vllm"},
     "qwenvl_eval": set(),
-    "qwenvl": {"accelerate", "jinja2", "deepspeed"},
+    "qwenvl": {"accelerate", "jinja2"},
 }
 
 
