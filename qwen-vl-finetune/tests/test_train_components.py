@@ -1,6 +1,7 @@
 """Which weights a training changes, how fast, and what stays bit for bit as it was."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,25 @@ def test_adapters_reach_the_named_component(family, component):
     assert all("lora_" in name and "lm_head" not in name for name in trained)
     groups = parameter_groups(model, component_table(model_args, training_args))
     assert {group["lr"] for group in groups} == {7e-3 if component == "vision" else 1e-3}
+
+
+def test_bf16_weights_come_back_as_bf16(checkpoints, dataset, tmp_path):
+    """Trained with an fp32 copy under --bf16, saved as they came; frozen ones bit for bit."""
+    folder = tmp_path / "bf16"
+    shutil.copytree(checkpoints["qwen3_vl"], folder)
+    AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    losses = {}
+    for bf16 in (True, False):
+        paths = dict(
+            model_name_or_path=str(folder), dataset_config=str(dataset), output_dir=str(tmp_path / str(bf16))
+        )
+        trainer = train(*parse(**paths, bf16=bf16, tune_mm_llm=True, max_steps=4))
+        losses[bf16] = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        difference = changed(folder, tmp_path / str(bf16))
+        assert difference["vision"] == difference["merger"] == {False}
+        assert True in difference["language"]
+    assert losses[True] == pytest.approx(losses[False], rel=2e-2)
+    assert losses[True] != losses[False]
 
 
 def test_lora_is_saved_merged_and_apart(checkpoints, dataset, tmp_path):

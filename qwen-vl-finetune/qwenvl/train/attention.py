@@ -19,6 +19,8 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from inspect import signature
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -128,10 +130,16 @@ def _kernel_attention(query, key, value, segments, *, causal: bool, scale: float
         )
     from torch.nn.attention.varlen import varlen_attn
 
+    options: dict[str, Any] = {}
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and "enable_gqa" in signature(varlen_attn).parameters:
+        options = {"enable_gqa": True}
+    elif groups > 1:  # torch 2.11 wants as many heads of keys as of queries.
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    window = (-1, 0) if causal else (-1, -1)
     output = varlen_attn(
-        query, key, value, ends, ends, longest, longest, scale=scale,
-        window_size=(-1, 0) if causal else (-1, -1), enable_gqa=query.shape[1] != key.shape[1],
-    )  # fmt: skip
+        query, key, value, ends, ends, longest, longest, scale=scale, window_size=window, **options
+    )
     assert isinstance(output, torch.Tensor)  # A tuple only where auxiliary results were asked for.
     return output
 
