@@ -66,7 +66,8 @@ def changed(before: Path, after: Path) -> dict[str, set[bool]]:
     old, new = load(before).state_dict(), load(after).state_dict()
     result: dict[str, set[bool]] = {name: set() for name in FLAGS}
     for name, tensor in old.items():
-        result[component_of(name)].add(not torch.equal(tensor, new[name]))
+        component = "merger" if "merger" in name else "vision" if "visual" in name else "language"
+        result[component].add(not torch.equal(tensor, new[name]))
     return result
 
 
