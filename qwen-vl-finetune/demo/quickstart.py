@@ -340,12 +340,15 @@ def print_table(rows: Sequence[Row], curve: Curve) -> None:
 
 def ask_aloud(place: Workplace) -> None:
     """Ask the fine-tuned checkpoint a few test questions, printing the answers as they come."""
+    from transformers.utils.logging import disable_progress_bar
+
     from qwen_vl_serve import GREEDY, TextDelta, open_backend
 
+    disable_progress_bar()
     samples = load_samples(place.data / "test.jsonl", place.data)
     backend = open_backend(place.checkpoint)
     for sample in random.Random(SEED + 1).sample(samples, min(QUESTIONS_ALOUD, len(samples))):
-        print(f"{place.data / sample.media[0]}: {sample.question} ", end="", flush=True)
+        print(f"{_short(place.data / sample.media[0])}: {sample.question} ", end="", flush=True)
         for event in backend.stream(sample.messages, GREEDY):
             if isinstance(event, TextDelta):
                 print(event.text, end="", flush=True)

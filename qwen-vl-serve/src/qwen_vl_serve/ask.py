@@ -40,6 +40,9 @@ def build_messages(
 
 def ask(arguments: argparse.Namespace) -> None:
     """Load the checkpoint, stream one answer to stdout."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     sampling = Sampling(max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature)
     messages = build_messages(
         arguments.question, images=arguments.image, videos=arguments.video, system=arguments.system
