@@ -99,11 +99,11 @@ def test_resuming_gives_the_uninterrupted_curve(run, tmp_path):
     whole = run("whole")
     run("parts", save_strategy="steps", save_steps=3)
     shutil.rmtree(tmp_path / "parts" / "checkpoint-6")
+    state = json.loads((tmp_path / "parts" / "checkpoint-3" / "trainer_state.json").read_text())
     resumed = run("parts", save_strategy="steps", save_steps=3)
     assert len(curve(whole)) == 6
     assert curve(resumed) == curve(whole)
     # The first half was not trained again: its log, timings included, is the checkpoint's.
-    state = json.loads((tmp_path / "parts" / "checkpoint-3" / "trainer_state.json").read_text())
     assert resumed.state.log_history[:3] == state["log_history"]
     expected = weights(tmp_path / "whole")
     for name, tensor in weights(tmp_path / "parts").items():
