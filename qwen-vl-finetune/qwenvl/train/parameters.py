@@ -103,7 +103,9 @@ def add_adapters(
     try:
         from peft import LoraConfig, get_peft_model
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('--lora_enable needs PEFT: uv pip install "qwenvl[lora]"') from error
+        raise ModuleNotFoundError(
+            "--lora_enable needs PEFT: uv pip install -e 'qwen-vl-finetune[lora]'"
+        ) from error
     trained = trained_components(model_args)
     if not any(trained.values()):
         trained["language"] = True

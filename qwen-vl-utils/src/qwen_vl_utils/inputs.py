@@ -5,7 +5,7 @@ conversations --chat template--> text with one placeholder a medium
 text + grids  --placeholders repeated, tokenizer---> input_ids, attention_mask, mm_token_type_ids
 
 The result equals `processor(text=..., images=..., videos=..., do_resize=False)` of the model library on the
-same resized pictures, at a fraction of its time.
+same resized pictures.
 """
 
 from collections.abc import Mapping, Sequence
