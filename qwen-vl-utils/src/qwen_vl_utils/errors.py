@@ -9,6 +9,14 @@ class MediaNotFound(MediaError, FileNotFoundError):
     """A local file that does not exist."""
 
 
+class MediaRefused(MediaError):
+    """A medium that the policy does not allow: where it lies, how large it is, or what it is."""
+
+
+class MediaTimeout(MediaError, TimeoutError):
+    """A medium that took longer than the policy allows, to fetch or to decode."""
+
+
 class ImageError(MediaError):
     """Bytes that are not a readable picture."""
 
