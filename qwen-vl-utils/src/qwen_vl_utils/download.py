@@ -13,6 +13,7 @@ import contextlib
 import io
 import os
 import queue
+import re
 import socket
 import threading
 import zlib
@@ -29,7 +30,7 @@ from requests.utils import requote_uri
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
-from .errors import MediaError, MediaRefused
+from .errors import MediaError, MediaRefused, MediaTimeout
 from .policy import Deadline, MediaPolicy
 
 CONNECT_SECONDS = 10.0
@@ -100,22 +101,33 @@ class Guard:
         answers = self._resolve(host, port)
         for *_, address in answers:
             self.policy.check_address(address[0], self.name)
-        failure: OSError = OSError("its name has no address")
-        for family, kind, protocol, address in answers:
-            line = socket.socket(family, kind, protocol)
+        failures: list[OSError] = []
+        for answer in answers:
+            wait = min(CONNECT_SECONDS, self.deadline.wait(self.name))
             try:
-                line.settimeout(min(CONNECT_SECONDS, self.deadline.wait(self.name)))
-                line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                line.connect(address)
+                return self._dial(answer, wait)
             except OSError as error:
-                line.close()
-                failure = error
-            else:
-                # A copy: TLS takes the socket over, and the copy still cuts the same line.
-                self._lines.append(line.dup())
-                self.check_time()
-                return line
-        raise failure
+                failures.append(error)
+        self.check_time()
+        if not failures or any(isinstance(failure, TimeoutError) for failure in failures):
+            raise MediaTimeout(
+                f"{self.name}: none of the host's {len(answers)} addresses took the connection within "
+                f"{CONNECT_SECONDS:g} s; try again later"
+            )
+        raise failures[0]
+
+    def _dial(self, answer: Address, wait: float) -> socket.socket:
+        family, kind, protocol, address = answer
+        with contextlib.ExitStack() as undo:
+            line = undo.enter_context(socket.socket(family, kind, protocol))
+            line.settimeout(wait)
+            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            line.connect(address)
+            # A copy: TLS takes the socket over, and the copy still cuts the same line.
+            self._lines.append(line.dup())
+            self.check_time()
+            undo.pop_all()
+        return line
 
     def _resolve(self, host: str, port: int) -> list[Address]:
         """What the system's resolver answers; it can't be interrupted, so it is left behind when too slow."""
@@ -179,8 +191,13 @@ class _Adapter(HTTPAdapter):
         return pool
 
 
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None, as redirects are followed here; requests would read the body of one in full before."""
+
+
 def _session(guard: Guard) -> requests.Session:
-    session = requests.Session()
+    session = _Session()
     session.headers["Accept-Encoding"] = "identity"  # media are compressed as they are
     if guard.policy.networks is not None:
         # Through a proxy no address can be checked, and .netrc would hand out passwords.
@@ -211,10 +228,13 @@ def _follow(session: requests.Session, url: str, guard: Guard) -> bytes:
 
 
 def _target(url: str, response: requests.Response, name: str) -> str:
-    target = urljoin(
-        url, requote_uri(response.headers["location"].encode("latin-1").decode("utf-8", "replace"))
-    )
-    scheme = urlsplit(target).scheme
+    # headers arrive as Latin-1, and servers mean UTF-8
+    location = response.headers["location"].encode("latin-1").decode("utf-8", "replace")
+    try:
+        target = urljoin(url, requote_uri(location))
+        scheme = urlsplit(target).scheme
+    except ValueError:
+        raise MediaError(f"{name}: the server redirects to what is no URL") from None
     if scheme not in ("http", "https"):
         raise MediaRefused(f"{name}: the server redirects to a {scheme}: URL, which is never followed")
     return target
@@ -246,8 +266,11 @@ def _body(response: requests.Response, guard: Guard) -> bytes:
 
 def _pieces(response: requests.Response, guard: Guard) -> Iterator[bytes]:
     # Not `stream`: it reads chunk sizes by lines of any length in some releases of urllib3.
+    received = 0
     while piece := response.raw.read(PIECE_BYTES, decode_content=False):
         guard.check_time()
+        received += len(piece)
+        guard.policy.check_bytes(received, guard.name)  # also of what decompresses to nothing
         yield piece
     guard.check_time()  # a line that was cut looks like the end of a body without a length
 
@@ -280,5 +303,7 @@ def _reason(error: BaseException) -> str:
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
-    innermost = list(_causes(error))[-1]
-    return type(innermost).__name__
+    if isinstance(error, ValueError):
+        return "not a URL that can be fetched"
+    kind = type(list(_causes(error))[-1]).__name__
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind).lower()  # "incomplete read"

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import unquote, unquote_to_bytes
 
 from .errors import MediaError, MediaNotFound
 from .policy import PERMISSIVE, Deadline, MediaPolicy
@@ -151,7 +151,7 @@ def _file_url(url: str, policy: MediaPolicy, name: str) -> Path:
         return _existing(literal, policy, name)
     if not raw.startswith("/"):
         raise MediaError(
-            f"{name}: a file URL names a file of this machine, not of the host {urlsplit(url).netloc!r}; "
+            f"{name}: a file URL names a file of this machine, not of the host {raw.partition('/')[0]!r}; "
             "write file:///folder/name"
         )
     return _existing(Path(unquote(raw)), policy, name)

@@ -24,14 +24,14 @@ SCHEMES = frozenset({"http", "https", "file", "data"})
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# Python's own tables grew over its releases, so what they may lack stands here: the relays of 6to4, old
-# and new blocks for sites, documentation and segment routing, and the address at which every machine of
-# one cloud finds its host, which is public by its number only.
+# Python's own tables grew over its releases, so what they may lack stands here: tunnels (6to4, Teredo) that
+# lead to any IPv4 address, old and new blocks for sites, documentation and segment routing, and the address
+# at which every machine of one cloud finds its host, which is public by its number only.
 NEVER_PUBLIC = tuple(
     ipaddress.ip_network(block)
     for block in (
-        "192.88.99.0/24", "168.63.129.16/32",
-        "::/96", "64:ff9b:1::/48", "100::/64", "2001::/23", "3fff::/20", "5f00::/16", "fec0::/10",
+        "192.88.99.0/24", "168.63.129.16/32", "::/96",
+        "64:ff9b:1::/48", "100::/64", "2001::/23", "2002::/16", "3fff::/20", "5f00::/16", "fec0::/10",
     )
 )  # fmt: skip
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -281,7 +281,7 @@ def plain_host(host: str) -> str:
 
 
 def is_public(address: IPAddress) -> bool:
-    """Whether `address` belongs to the public internet; one that wraps an IPv4 address is judged by that."""
+    """Whether `address` belongs to the public internet; one that spells an IPv4 address is judged by that."""
     if (inner := _embedded(address)) is not None:
         return is_public(inner)
     return (
@@ -293,12 +293,12 @@ def is_public(address: IPAddress) -> bool:
 
 
 def _embedded(address: IPAddress) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that an IPv6 address leads to: mapped, or by NAT64, 6to4 or Teredo."""
+    """The IPv4 address that an IPv6 address only spells: mapped, or translated by NAT64."""
     if isinstance(address, ipaddress.IPv4Address):
         return None
     if address in NAT64:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+    return address.ipv4_mapped
 
 
 def _matches(host: str, domain: str) -> bool:
