@@ -30,7 +30,7 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 NEVER_PUBLIC = tuple(
     ipaddress.ip_network(block)
     for block in (
-        "192.88.99.0/24", "168.63.129.16/32", "::/96",
+        "192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "::/96",
         "64:ff9b:1::/48", "100::/64", "2001::/23", "2002::/16", "3fff::/20", "5f00::/16", "fec0::/10",
     )
 )  # fmt: skip
@@ -109,10 +109,12 @@ class MediaPolicy:
         fields of MediaPolicy, for instance `redirects=3` or `schemes={"data"}`.
         """
         preset = {
-            "schemes": {"https", "data", "file"} if (inside := tuple(folders)) else {"https", "data"},
-            "domains": domains if domains is None else tuple(domains),
+            "schemes": {"https", "data", "file"}
+            if (inside := _items("folders", folders))
+            else {"https", "data"},
+            "domains": domains,
             "folders": inside,
-            "networks": tuple(networks),
+            "networks": networks,
             "redirects": 0,
             "max_bytes": 64 * 2**20,
             "max_pixels": 8192 * 8192,
