@@ -101,18 +101,23 @@ class Guard:
         answers = self._resolve(host, port)
         for *_, address in answers:
             self.policy.check_address(address[0], self.name)
+        patience = min(CONNECT_SECONDS, self.deadline.stall_seconds)
         failures: list[OSError] = []
         for answer in answers:
-            wait = min(CONNECT_SECONDS, self.deadline.wait(self.name))
+            wait = min(patience, left := self.deadline.left(self.name))
             try:
                 return self._dial(answer, wait)
+            except TimeoutError as error:
+                if wait == left:
+                    raise self.deadline.over(self.name) from None
+                failures.append(error)
             except OSError as error:
                 failures.append(error)
         self.check_time()
         if not failures or any(isinstance(failure, TimeoutError) for failure in failures):
             raise MediaTimeout(
                 f"{self.name}: none of the host's {len(answers)} addresses took the connection within "
-                f"{CONNECT_SECONDS:g} s; try again later"
+                f"{patience:g} s; try again later"
             )
         raise failures[0]
 
@@ -141,11 +146,11 @@ class Guard:
                 answer.put(error)
 
         threading.Thread(target=ask, daemon=True, name="qwen-vl-utils resolver").start()
+        wait = self.deadline.wait(self.name)
         try:
-            found = answer.get(timeout=self.deadline.wait(self.name))
+            found = answer.get(timeout=wait)
         except queue.Empty:
-            self.check_time()
-            raise self.deadline.stalled(self.name) from None
+            raise self.deadline.after(wait, self.name) from None
         if isinstance(found, list):
             return found
         raise MediaError(f"{self.name}: the name {host!r} can't be resolved: {_reason(found)}") from None
@@ -215,8 +220,9 @@ def _follow(session: requests.Session, url: str, guard: Guard) -> bytes:
         guard.policy.check_scheme(parts.scheme, guard.name)
         guard.policy.check_host(parts.hostname or "", guard.name)
         settings = session.merge_environment_settings(str(request.url), {}, True, None, None)
-        wait = guard.deadline.wait(guard.name)
-        with session.send(request, allow_redirects=False, timeout=wait, **settings) as response:
+        guard.check_time()  # the timer watches the whole; the sockets watch for silence
+        settings["timeout"] = guard.deadline.stall_seconds
+        with session.send(request, allow_redirects=False, **settings) as response:
             if response.status_code in REDIRECTS and "location" in response.headers:
                 url = _target(str(request.url), response, guard.name)
                 continue

@@ -165,11 +165,12 @@ def _is_file(path: Path) -> bool:
 
 
 def _decode_data_url(url: str, policy: MediaPolicy, name: str) -> bytes:
-    header, comma, body = url.partition(",")
-    if not comma:
+    comma = url.find(",")
+    if comma < 0:
         raise MediaError(f"{name}: a data URL needs a comma before its data")
-    # Four characters hold at least one byte, in base64 with every character escaped too.
-    policy.check_bytes(len(body) // 4, name)
+    # Before anything is copied: four characters hold at least one byte, in escaped base64 too.
+    policy.check_bytes((len(url) - comma) // 4, name)
+    header, body = url[:comma], url[comma + 1 :]
     if not header.lower().endswith(";base64"):
         content = unquote_to_bytes(body)
     else:

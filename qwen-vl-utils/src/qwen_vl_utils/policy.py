@@ -249,6 +249,10 @@ class Deadline:
         """How long to wait for the next sign of life [seconds]; raises as `left` does."""
         return min(self.stall_seconds, self.left(name))
 
+    def after(self, waited: float, name: str) -> MediaTimeout:
+        """The error to raise when a `wait` of `waited` seconds brought nothing."""
+        return self.over(name) if waited < self.stall_seconds else self.stalled(name)
+
     def over(self, name: str) -> MediaTimeout:
         """The error to raise when the medium took too long."""
         return MediaTimeout(
