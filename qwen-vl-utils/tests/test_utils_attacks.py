@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -21,13 +22,16 @@ import tracemalloc
 import zlib
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 from PIL import Image
 
+from qwen_vl_utils import fetch_image, fetch_video, process_vision_info, readers
 from qwen_vl_utils.containers import check_container
 from qwen_vl_utils.errors import MediaError, MediaNotFound, MediaRefused, MediaTimeout, VideoError
 from qwen_vl_utils.media import locate
-from qwen_vl_utils.policy import MediaPolicy
+from qwen_vl_utils.policy import PERMISSIVE, MediaPolicy
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -45,6 +49,10 @@ def policy(**changes):
         "stall_seconds": 4,
     }
     return MediaPolicy.strict(**(preset | changes))
+
+
+def fetch(source, rule=PERMISSIVE):
+    return fetch_image({"image": source}, policy=rule)
 
 
 class Server:
@@ -165,14 +173,14 @@ def test_what_is_allowed_arrives(serve):
 def test_no_spelling_of_a_private_host_is_reached(serve, host):
     server = serve(sized(b"pixels"), host=INSIDE)
     with pytest.raises(MediaError) as caught:
-        locate(f"http://{host}:{server.port}/a.png", policy())
+        fetch(f"http://{host}:{server.port}/a.png", policy())
     # a system without IPv6 may not know such an address at all
     assert "is not public" in str(caught.value) or "can't be resolved" in str(caught.value)
     assert not server.requests
     if ":" not in host:
         outside = serve(redirect(f"http://{host}:{server.port}/a.png"))
         with pytest.raises(MediaError, match=r"/b\.png: .*(which is not public|can't be resolved)"):
-            locate(f"{outside.url}/b.png", policy(redirects=3))
+            fetch(f"{outside.url}/b.png", policy(redirects=3))
         assert len(outside.requests) == 1 and not server.requests
 
 
@@ -185,7 +193,7 @@ def test_a_name_is_resolved_once_and_that_answer_is_connected(serve, names):
     assert not inside.requests
     assert b"Host: rebind.test:" in outside.requests[0]
     with pytest.raises(MediaRefused, match=f"its host has the address {INSIDE}, which is not public"):
-        locate(f"http://rebind.test:{outside.port}/a.png", policy())
+        fetch(f"http://rebind.test:{outside.port}/a.png", policy())
     assert not inside.requests
 
 
@@ -193,7 +201,7 @@ def test_one_private_address_among_others_refuses_the_host(serve, names):
     outside = serve(sized(b"pixels"))
     names["mixed.test"] = [[OUTSIDE, INSIDE]]
     with pytest.raises(MediaRefused, match="is not public"):
-        locate(f"http://mixed.test:{outside.port}/a.png", policy())
+        fetch(f"http://mixed.test:{outside.port}/a.png", policy())
     assert not outside.requests
 
 
@@ -217,20 +225,20 @@ def test_only_named_domains_are_reached_also_by_redirects(serve, names):
         r"evil.test\@good.test",
     ):
         with pytest.raises(MediaError, match=r"is not among the policy's domains|not a URL"):
-            locate(f"http://{host}:{end.port}/a".replace("#@good.test", f":{end.port}/#@good.test"), rule)
+            fetch(f"http://{host}:{end.port}/a".replace("#@good.test", f":{end.port}/#@good.test"), rule)
     start = serve(redirect(f"http://evil.test:{end.port}/a"))
     with pytest.raises(MediaRefused, match=r"the host 'evil.test' is not among the policy's domains"):
-        locate(f"http://good.test:{start.port}/a", rule)
+        fetch(f"http://good.test:{start.port}/a", rule)
     assert len(end.requests) == 1
 
 
 def test_redirects_are_counted(serve):
     server = serve(redirect("/again"))
     with pytest.raises(MediaRefused, match="more redirects than the policy's 3; give the final URL"):
-        locate(f"{server.url}/a", policy(redirects=3))
+        fetch(f"{server.url}/a", policy(redirects=3))
     assert len(server.requests) == 4
     with pytest.raises(MediaRefused, match="more redirects than the policy's 0"):
-        locate(f"{server.url}/a", policy())
+        fetch(f"{server.url}/a", policy())
     assert len(server.requests) == 5
 
 
@@ -241,12 +249,12 @@ def test_redirects_lead_to_http_only(serve, target):
     server = serve(redirect(target))
     for rule in (policy(redirects=3), MediaPolicy()):
         with pytest.raises(MediaRefused, match=r"the server redirects to a .*: URL, which is never followed"):
-            locate(server.url, rule)
+            fetch(server.url, rule)
 
 
 def test_a_redirect_that_is_no_url(serve):
     with pytest.raises(MediaError, match=r"redirects to what is no URL|not a URL that can be fetched"):
-        locate(serve(redirect("http://[::1")).url, policy(redirects=3))
+        fetch(serve(redirect("http://[::1")).url, policy(redirects=3))
 
 
 def test_the_body_of_a_redirect_is_not_read(serve):
@@ -287,11 +295,11 @@ def test_certificates_are_held_against_the_name(serve, names, certificate, monke
     names["good.test"] = names["evil.test"] = [[OUTSIDE]]
     server = serve(sized(b"pixels"), context=tls(certificate))
     with pytest.raises(MediaError, match=r"https://good.test:\d+/a: TLS failed: .*certificate verify failed"):
-        locate(f"https://good.test:{server.port}/a", policy())
+        fetch(f"https://good.test:{server.port}/a", policy())
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate[0]))
     assert locate(f"https://good.test:{server.port}/a", policy()) == b"pixels"
     with pytest.raises(MediaError, match=r"TLS failed: .*evil.test"):
-        locate(f"https://evil.test:{server.port}/a", policy())
+        fetch(f"https://evil.test:{server.port}/a", policy())
     assert len(server.requests) == 1
 
 
@@ -303,7 +311,7 @@ def test_https_is_not_left_unless_http_is_allowed(serve, names, certificate, mon
     url = f"https://good.test:{server.port}/a"
     assert locate(url, policy(redirects=1)) == b"pixels"
     with pytest.raises(MediaRefused, match="the policy's schemes are https, not http"):
-        locate(url, policy(redirects=1, schemes={"https"}))
+        fetch(url, policy(redirects=1, schemes={"https"}))
     assert len(plain.requests) == 1
 
 
@@ -349,7 +357,7 @@ def test_no_slow_server_outlives_the_deadline(serve, behave):
     """Each byte comes long before the server counts as stalled."""
     server = serve(behave)
     with pytest.raises(MediaTimeout, match=r"/a\.png: not there after the policy's total_seconds of 0.7"):
-        locate(f"{server.url}/a.png", policy(total_seconds=0.7, stall_seconds=15, redirects=1000))
+        fetch(f"{server.url}/a.png", policy(total_seconds=0.7, stall_seconds=15, redirects=1000))
     assert server.requests
 
 
@@ -369,7 +377,7 @@ def test_no_slow_handshake_outlives_the_deadline():
         thread = threading.Thread(target=behave)
         thread.start()
         with pytest.raises(MediaTimeout, match=r"total_seconds of 0.7"):
-            locate(
+            fetch(
                 f"https://{OUTSIDE}:{listener.getsockname()[1]}/", policy(total_seconds=0.7, stall_seconds=15)
             )
         done.set()
@@ -387,7 +395,7 @@ def test_a_server_that_falls_silent_is_given_up(serve, start):
     with pytest.raises(
         MediaTimeout, match=r"no sign of life for the policy's stall_seconds of 0.3; try again"
     ):
-        locate(serve(behave).url, policy(total_seconds=15, stall_seconds=0.3))
+        fetch(serve(behave).url, policy(total_seconds=15, stall_seconds=0.3))
 
 
 @pytest.mark.parametrize(
@@ -401,7 +409,7 @@ def test_a_name_server_that_does_not_answer_is_given_up(monkeypatch, limits, mes
     done = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: done.wait(30) and [])
     with pytest.raises(MediaTimeout, match=message):
-        locate("http://slow.test/a", policy(**limits))
+        fetch("http://slow.test/a", policy(**limits))
     done.set()
 
 
@@ -430,7 +438,7 @@ def test_an_endless_body_is_cut_off(serve, behave):
             MediaRefused, match=r"\d+ bytes or more, above the policy's max_bytes of 1000000; send"
         ),
     ):
-        locate(serve(behave).url, policy(max_bytes=1_000_000))
+        fetch(serve(behave).url, policy(max_bytes=1_000_000))
 
 
 def test_a_compression_bomb_is_cut_off(serve):
@@ -441,10 +449,10 @@ def test_a_compression_bomb_is_cut_off(serve):
         little_memory(30 * 2**20),
         pytest.raises(MediaRefused, match="above the policy's max_bytes of 20000000"),
     ):
-        locate(server.url, policy(max_bytes=20_000_000))
+        fetch(server.url, policy(max_bytes=20_000_000))
     server = serve(sized(one, b"Content-Encoding: deflate\r\n"))
     with little_memory(), pytest.raises(MediaRefused, match="above the policy's max_bytes of 1000000"):
-        locate(server.url, policy(max_bytes=1_000_000))
+        fetch(server.url, policy(max_bytes=1_000_000))
 
 
 def test_compression_that_stays_within_the_limit_is_undone(serve):
@@ -455,39 +463,39 @@ def test_compression_that_stays_within_the_limit_is_undone(serve):
         assert b"Accept-Encoding: identity" in server.requests[0]
         broken = serve(sized(packed[:-3], b"Content-Encoding: " + encoding.encode() + b"\r\n"))
         with pytest.raises(MediaError, match=f"the server's {encoding} body ends too early"):
-            locate(broken.url, policy())
+            fetch(broken.url, policy())
     with pytest.raises(MediaError, match="the server's compression is broken"):
-        locate(serve(sized(b"no gzip", b"Content-Encoding: gzip\r\n")).url, policy())
+        fetch(serve(sized(b"no gzip", b"Content-Encoding: gzip\r\n")).url, policy())
     with pytest.raises(MediaError, match="content encoding 'br', unasked for"):
-        locate(serve(sized(b"x", b"Content-Encoding: br\r\n")).url, policy())
+        fetch(serve(sized(b"x", b"Content-Encoding: br\r\n")).url, policy())
 
 
 def test_a_length_that_lies(serve):
     long = serve(OK + b"Content-Length: 1000\r\n\r\nabc")
     with pytest.raises(MediaError, match=r"/a: .*(incomplete read|ends too early)"):
-        locate(f"{long.url}/a", policy())
+        fetch(f"{long.url}/a", policy())
     huge = serve(OK + b"Content-Length: 99999999999999999999999999\r\n\r\nabc")
     with pytest.raises(MediaRefused, match=r"\d+ bytes or more, above the policy's max_bytes"):
-        locate(huge.url, policy())
+        fetch(huge.url, policy())
     short = serve(OK + b"Content-Length: 3\r\n\r\nabcdef")
     assert locate(short.url, policy()) == b"abc"
     chunk = serve(OK + b"Transfer-Encoding: chunked\r\n\r\nFFFF\r\nabc")
     with pytest.raises(MediaError, match="incomplete read"):
-        locate(chunk.url, policy())
+        fetch(chunk.url, policy())
 
 
 def test_what_is_no_http_is_one_clear_error(serve):
     with pytest.raises(MediaError, match="bad status line"):
-        locate(serve(b"SSH-2.0-OpenSSH_9.6\r\n").url, policy())
+        fetch(serve(b"SSH-2.0-OpenSSH_9.6\r\n").url, policy())
     with pytest.raises(MediaError, match="remote disconnected"):
-        locate(serve(b"").url, policy())
+        fetch(serve(b"").url, policy())
     with pytest.raises(MediaError, match="/a: 503 Service Unavailable"):
-        locate(serve(b"HTTP/1.1 503 <b>hi\r\n\r\n").url + "/a", policy())
+        fetch(serve(b"HTTP/1.1 503 <b>hi\r\n\r\n").url + "/a", policy())
     with pytest.raises(MediaError, match="/a: 777"):
-        locate(serve(b"HTTP/1.1 777 hi\r\n\r\n").url + "/a", policy())
+        fetch(serve(b"HTTP/1.1 777 hi\r\n\r\n").url + "/a", policy())
     for url in ("http://", "http://:80/a", "http://[/", "http://a:99999/", "http://*.test/", "http://a..b/"):
         with pytest.raises(MediaError, match=r"not a URL that can be fetched|can't be resolved"):
-            locate(url, policy())
+            fetch(url, policy())
 
 
 # --- secrets
@@ -496,7 +504,7 @@ def test_what_is_no_http_is_one_clear_error(serve):
 def shown(url, rule):
     """All that a log would hold of the failure."""
     with pytest.raises(MediaError) as caught:
-        locate(url, rule)
+        fetch(url, rule)
     return "".join(traceback.format_exception(caught.value))
 
 
@@ -599,26 +607,26 @@ def test_no_path_leaves_the_folders(folders, monkeypatch):
         with pytest.raises(
             MediaError, match=r"it lies outside of the policy's folders|of this machine"
         ) as caught:
-            locate(source, rule)
+            fetch(source, rule)
         assert not isinstance(caught.value, MediaNotFound), source  # nothing is told about what lies outside
     with pytest.raises(MediaRefused, match="the policy's schemes are data, https, not file"):
-        locate(allowed / "a.png", MediaPolicy.strict())
+        fetch(allowed / "a.png", MediaPolicy.strict())
 
 
 def test_a_file_url_names_no_other_host():
     for url in ("file://server/share/a.png", "file://127.0.0.1/etc/passwd"):
         with pytest.raises(MediaError, match="a file URL names a file of this machine, not of the host"):
-            locate(url)
+            fetch(url)
 
 
 def test_what_is_no_regular_file_is_never_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for source in (tmp_path / "pipe", "/dev/zero", tmp_path, "/dev/stdin"):
         with pytest.raises(MediaNotFound, match=r"is not a file|does not exist|can't be opened"):
-            locate(source)
+            fetch(source)
     for source in ("a\0b", "x" * 5000, "file:///a%00b"):
         with pytest.raises(MediaNotFound, match="can't be opened"):
-            locate(source)
+            fetch(source)
 
 
 def test_a_file_is_measured_before_it_is_read(tmp_path):
@@ -627,7 +635,7 @@ def test_a_file_is_measured_before_it_is_read(tmp_path):
     with pytest.raises(
         MediaRefused, match="10737418240 bytes or more, above the policy's max_bytes of 4294967296"
     ):
-        locate(tmp_path / "sparse.mp4")
+        fetch(tmp_path / "sparse.mp4")
 
 
 class Zeros(io.RawIOBase):
@@ -650,7 +658,7 @@ def test_bytes_and_streams_are_bounded(source):
         little_memory(),
         pytest.raises(MediaRefused, match="bytes or more, above the policy's max_bytes of 1000"),
     ):
-        locate(source, MediaPolicy(max_bytes=1000))
+        fetch(source, MediaPolicy(max_bytes=1000))
 
 
 def test_a_text_stream_is_one_clear_error():
@@ -669,15 +677,15 @@ def test_data_urls_are_bounded_and_checked():
     assert locate("data:,a%20b", rule) == b"a b"
     for source in (url(bytes(1001)), "data:," + "a" * 1001, "data:," + "%41" * 1001):
         with pytest.raises(MediaRefused, match="above the policy's max_bytes of 1000"):
-            locate(source, rule)
+            fetch(source, rule)
     huge = url(bytes(2**24))
     with little_memory(2**20), pytest.raises(MediaRefused, match="above the policy's max_bytes"):
-        locate(huge, rule)
+        fetch(huge, rule)
     for body in ("QU!JD", "QUJ", "QUJDé", "====", "A"):
         with pytest.raises(MediaError, match="broken base64"):
-            locate("data:;base64," + body, rule)
+            fetch("data:;base64," + body, rule)
     with pytest.raises(MediaRefused, match="the policy's schemes are https, not data"):
-        locate("data:,x", MediaPolicy.strict(schemes={"https"}))
+        fetch("data:,x", MediaPolicy.strict(schemes={"https"}))
 
 
 # --- containers
@@ -729,3 +737,145 @@ def test_text_behind_the_first_bytes_of_a_container_is_refused(start, kind):
 def test_unknown_files_are_no_videos(head):
     with pytest.raises(VideoError, match="unknown container"):
         check_container(head, "a.mp4")
+
+
+# --- pictures and videos, through the public functions
+
+
+def png(width, height):
+    """A PNG of black pixels; only its header counts the pixels."""
+
+    def chunk(kind, body):
+        return struct.pack("!I", len(body)) + kind + body + struct.pack("!I", zlib.crc32(kind + body))
+
+    header = struct.pack("!IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("size", [(50_000, 50_000), (2**31 - 1, 2**31 - 1), (8193, 8192), (2**31 - 1, 1)])
+def test_a_picture_is_refused_by_its_header(size):
+    with little_memory(2**22), pytest.raises(MediaError, match=r"<\d+ bytes>: .*pixels"):
+        fetch(png(*size), MediaPolicy.strict())
+
+
+def test_a_well_compressed_picture_is_refused_before_it_is_decoded():
+    """12 KB that decode to 240 MB."""
+    stream = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(stream, "PNG")
+    bomb = stream.getvalue()
+    assert len(bomb) < 100_000
+    for source in (bomb, "data:image/png;base64," + base64.b64encode(bomb).decode(), io.BytesIO(bomb)):
+        with (
+            little_memory(2**22),
+            pytest.raises(MediaRefused, match="9000 x 9000 = 81000000 pixels, above"),
+        ):
+            fetch(source, MediaPolicy.strict())
+    with pytest.raises(MediaRefused, match="max_pixels"):
+        fetch_video({"video": [bomb, bomb]}, policy=MediaPolicy.strict())
+
+
+def test_a_format_that_starts_another_program_is_refused(tmp_path, monkeypatch):
+    called = tmp_path / "called"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {called}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+    for rule in (PERMISSIVE, MediaPolicy.strict()):
+        with pytest.raises(MediaRefused, match="a picture of the format EPS"):
+            fetch(eps, rule)
+    with pytest.raises(MediaRefused, match="a picture of the format TIFF"):
+        stream = io.BytesIO()
+        Image.new("RGB", (28, 28)).save(stream, "TIFF")
+        fetch(stream, MediaPolicy.strict())
+    assert not called.exists()
+
+
+def test_the_number_of_media_and_frames_is_bounded():
+    item = {"type": "image", "image": Image.new("RGB", (28, 28))}
+    messages = [{"role": "user", "content": [item] * 3}]
+    with pytest.raises(MediaRefused, match="3 pictures and videos, above the policy's max_media of 2"):
+        process_vision_info(messages, policy=MediaPolicy(max_media=2))
+    with pytest.raises(MediaRefused, match="4 frames, above the policy's max_frames of 2"):
+        fetch_video({"video": [item["image"]] * 4}, policy=MediaPolicy(max_frames=2))
+
+
+READERS = [name for name in ("torchcodec", "decord", "pyav") if readers.installed(name)]
+
+
+@pytest.fixture(params=READERS)
+def reader(request, monkeypatch):
+    monkeypatch.setenv("FORCE_QWENVL_VIDEO_READER", request.param)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "secret.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for level in range(0, 200, 20):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_playlist_opens_neither_files_nor_hosts(serve, reader, clip, tmp_path):
+    server = serve(sized(clip.read_bytes()), host=INSIDE)
+    hls = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
+    concat = "ffconcat version 1.0\nfile '{}'\n"
+    dash = (
+        '<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" profiles="urn:mpeg:dash:profile:isoff-on-demand:2011" '
+        'type="static" mediaPresentationDuration="PT1S"><Period><AdaptationSet mimeType="video/mp4">'
+        '<Representation id="1" bandwidth="1"><BaseURL>{}</BaseURL></Representation></AdaptationSet>'
+        "</Period></MPD>"
+    )
+    sdp = f"v=0\no=- 0 0 IN IP4 {INSIDE}\ns=x\nc=IN IP4 {INSIDE}\nt=0 0\nm=video {server.port} RTP/AVP 96\n"
+    for text, suffix in ((hls, "m3u8"), (concat, "ffconcat"), (dash, "mpd"), (sdp, "sdp"), (hls, "mp4")):
+        for target in (str(clip), clip.name, f"{server.url}/a.mp4"):
+            content = text.replace("{}", target).encode()
+            path = clip.with_name(f"list.{suffix}")
+            path.write_bytes(content)
+            for source in (path, content):
+                with pytest.raises(VideoError, match="a playlist or script, or an unknown container"):
+                    fetch_video({"video": source}, policy=PERMISSIVE)
+    outside = serve(sized(hls.replace("{}", f"{server.url}/a.mp4").encode()))
+    with pytest.raises(VideoError, match=r"/a\.mp4: a playlist or script"):
+        fetch_video({"video": f"{outside.url}/a.mp4"}, policy=policy())
+    assert not server.requests
+
+
+def test_no_path_is_a_protocol_of_ffmpeg(serve, reader, clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    server = serve(sized(clip.read_bytes()), host=INSIDE)
+    for source in (f"concat:{clip}|{clip}", f"subfile,,start,0,end,99,,:{clip}", f"crypto:{clip}",
+                   f"http:{INSIDE}:{server.port}/a.mp4", f"tcp://{INSIDE}:{server.port}", "pipe:0", "-",
+                   f"async:{server.url}", f"file:{clip}", f"rtmp://{INSIDE}:{server.port}/a"):  # fmt: skip
+        with pytest.raises(MediaNotFound, match="does not exist"):
+            fetch_video({"video": source})
+    for name in ("concat:a.mp4|b.mp4", "http:a.mp4", "pipe:0"):
+        shutil.copy(clip, tmp_path / name)  # a file that really is called that
+        assert fetch_video({"video": name, "nframes": 2}).shape[0] == 2
+    assert not server.requests
+
+
+def test_a_video_is_held_to_the_limits(serve, reader, clip):
+    for change, message in (
+        ({"max_pixels": 64 * 63}, "64 x 64 = 4096 pixels, above the policy's max_pixels"),
+        ({"max_video_seconds": 0.5}, "max_video_seconds of 0.5"),
+        ({"max_frames": 2}, "4 frames, above the policy's max_frames of 2"),
+        ({"max_bytes": 100}, "above the policy's max_bytes of 100"),
+    ):
+        with pytest.raises(MediaRefused, match=message):
+            fetch_video({"video": clip, "nframes": 4}, policy=MediaPolicy(**change))
+    server = serve(sized(clip.read_bytes()))
+    assert (
+        fetch_video({"video": f"{server.url}/a.mp4", "nframes": 4}, policy=policy(total_seconds=19)).shape[0]
+        == 4
+    )

@@ -7,6 +7,7 @@ import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -291,6 +292,7 @@ def test_the_errors_travel_between_processes(kind):
         ("/a/b.png", "/a/b.png"),
         ("A" * 1000, "A" * 80 + "... (1000 characters)"),
         (b"abc", "<3 bytes>"),
+        (np.zeros((2, 3, 3), np.uint8), "<array of shape (2, 3, 3), uint8>"),
     ],
 )
 def test_names_for_messages_hold_no_secrets(source, shown):

@@ -52,6 +52,8 @@ def describe(source: Any) -> str:
         return f"<{len(source)} bytes>"
     if isinstance(source, (list, tuple)):
         return f"<list of {len(source)} frames>"
+    if hasattr(source, "shape") and hasattr(source, "dtype"):
+        return f"<array of shape {tuple(source.shape)}, {source.dtype}>"
     text = str(source)
     if scheme_of(text) == "data":
         return f"{text[:32]}... ({len(text)} characters)"
