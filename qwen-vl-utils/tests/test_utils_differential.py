@@ -380,7 +380,7 @@ FORMATS = {  # what each format can hold
     "jpeg": ("L", "RGB", "CMYK"),
     "bmp": ("1", "L", "P", "RGB"),
     "gif": ("1", "L", "P", "RGB"),
-    "tiff": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F", "I;16", "YCbCr", "LAB"),
+    "tiff": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F", "I;16", "LAB"),
     "webp": ("L", "RGB", "RGBA"),
 }
 ORIENTED = ("png", "jpeg", "webp")  # TIFF has a test of its own: Pillow turns it when it loads
