@@ -21,9 +21,9 @@ LONGEST_NUMBER = 400
 _OPENING = re.compile(r"[\[{]")
 _TOKEN = re.compile(
     r"\s*+(?:(?P<fence>```)|(?P<comment>//[^\n]*+|\#[^\n]*+|/\*)|(?P<punct>[{}\[\](),:，：])"
-    r"|(?P<quote>[\"'])|(?P<atom>[^\s{}\[\](),:，：\"']++))"
+    r"|(?P<quote>[\"'])|(?P<atom>(?:(?!/[/*])[^\s{}\[\](),:，：\"'\#])++))"
 )
-_WORDS = re.compile(r"[^{}\[\],，\"\n]*+")
+_WORDS = re.compile(r"(?:(?!/[/*])[^{}\[\],，\"\n])*+")
 _STEP = {quote: re.compile(rf"\\[\s\S]?|{quote}") for quote in "\"'"}
 # A quote ends its string only where JSON could go on behind it; any other one is part of the text. For valid
 # JSON that is always the case, for `"the "big" dog"` it finds the end that was meant.
@@ -31,7 +31,7 @@ _CLOSES = re.compile(
     r"[ \t\r]*+(?:\Z|[\n:：\]})]|//|\#|/\*|```|[,，]\s*+(?:\Z|[\"'\[{\]}()\d\-/#]|"
     r"(?:true|false|null|None|True|False|NaN|Infinity)\b|[A-Za-z_]\w*+\s*+(?::|\Z)))"
 )
-_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|[\s\S]|\Z)")
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|U000[0-9a-fA-F]{5}|U0010[0-9a-fA-F]{4}|[\s\S]|\Z)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?\Z")
 _ESCAPED = {'"': '"', "'": "'", "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
