@@ -405,6 +405,7 @@ def test_a_server_that_falls_silent_is_given_up(serve, start):
         ({"total_seconds": 15, "stall_seconds": 0.3}, "stall_seconds of 0.3"),
     ],
 )
+@pytest.mark.timeout(7)
 def test_a_name_server_that_does_not_answer_is_given_up(monkeypatch, limits, message):
     done = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: done.wait(30) and [])

@@ -5,6 +5,8 @@ import ipaddress
 import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -297,3 +299,11 @@ def test_the_errors_travel_between_processes(kind):
 )
 def test_names_for_messages_hold_no_secrets(source, shown):
     assert describe(source) == shown
+
+
+def test_importing_the_package_does_not_import_what_only_downloads_need():
+    code = "import sys, qwen_vl_utils.media; print({'requests', 'urllib3'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "set()"
