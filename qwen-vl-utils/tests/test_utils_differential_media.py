@@ -4,6 +4,7 @@ Shapes, indices and rates are equal; pixels are within one grey level, because o
 arithmetic. Each table names the cases in which ours differs on purpose, and every entry must be met.
 """
 
+import functools
 import os
 from fractions import Fraction
 from types import SimpleNamespace
@@ -47,6 +48,7 @@ CLIPS = {  # name -> (codec, pixel format, width, height, frames a second, frame
 }
 
 
+@functools.cache
 def smooth(width, height, seed, low=0, high=256):
     """[height, width, 3]: blurred noise."""
     coarse = np.random.default_rng(seed).integers(low, high, (6, 6, 3), dtype=np.uint8)
@@ -435,7 +437,8 @@ def frame_lists(draw):
     ele |= given_only(sample_fps=draw(maybe(rates)), raw_fps=draw(maybe(rates)))
     if one_of_many(draw, 40):
         frames, sizes = [], []
-    return Case(kind="list", frames=len(frames), sizes=sizes, pictures=frames, ele=ele, patch=patch)
+    return Case(kind="list", frames=len(frames), sizes=sizes, pictures=frames, ele=ele, patch=patch,
+                size_is_refused=False)  # fmt: skip
 
 
 def first_resize(case, reference):
@@ -487,7 +490,7 @@ def assert_list_metadata(case, ours):
     assert rate == sample and metadata["fps"] == raw and metadata["video_backend"] == "frame_list"
     assert metadata["total_num_frames"] == round(count / sample * raw)
     seconds = [index / raw for index in metadata["frames_indices"]]
-    assert seconds == pytest.approx([index / sample for index in range(count)], abs=1e-3)
+    assert seconds == pytest.approx([index / sample for index in range(count)], abs=2e-3)
 
 
 def assert_lists_match(ours, theirs):
@@ -505,6 +508,12 @@ def lists_table(difference, reference):
             "an assertion is no error message for a caller's input",
             lambda case, theirs: theirs.error == "AssertionError" and release_refuses(case),
             assert_value_error,
+        ),
+        difference(
+            "a maximum under the default minimum",
+            "an AssertionError in 0.0.14; who lowers only the maximum wants small frames",
+            lambda case, theirs: contradiction(case, theirs) and "min_pixels" not in case.ele,
+            assert_small_or_refused,
         ),
         difference(
             "frames that 0.0.14 resizes twice",
@@ -562,23 +571,29 @@ def test_lists_of_frames_are_those_of_the_release(compare, reference, difference
 # --- whole messages
 
 
+# Long enough for any count below, and of a width that decord can copy.
+WHOLE_CLIPS = [
+    name for name, (_, _, width, _, _, frames, _) in CLIPS.items() if frames > 20 and width % 32 == 0
+]
+
+
 @st.composite
 def message_items(draw):
     """Items whose sizes are given, so that what is compared is how messages are taken apart."""
-    side = st.integers(20, 120)
+    side = st.sampled_from([20, 57, 61, 84, 112])
     sized = {"resized_height": draw(side), "resized_width": draw(side)}
-    kind = draw(st.sampled_from(["text", "image", "image", "video", "video", "list", "new"]))
+    kind = draw(st.sampled_from(["text", "image", "image", "video", "list", "new"]))
     if kind == "text":
         return {"type": "text", "text": "an image and a video"}
     if kind == "image":
-        image = Image.fromarray(smooth(draw(side), draw(side), draw(st.integers(0, 99))))
+        image = Image.fromarray(smooth(draw(side), draw(side), draw(st.integers(0, 3))))
         return {"type": "image", draw(st.sampled_from(["image", "image_url"])): image, **sized}
     if kind == "list":
         # of the very size that is asked for: 0.0.14 resizes other lists twice
         height, width = draw(st.sampled_from([(112, 112), (224, 112)]))
         frames = [Image.fromarray(smooth(width, height, index)) for index in range(draw(st.integers(1, 4)))]
         return {"type": "video", "video": frames, "resized_height": height, "resized_width": width}
-    name = draw(st.sampled_from([name for name in CLIPS if CLIPS[name][5] >= 20]))
+    name = draw(st.sampled_from(WHOLE_CLIPS))
     key = "video" if kind == "video" else "video_url"
     ele = {"type": "video", key: name, **sized, "nframes": draw(st.integers(1, 4)) * 2}
     if one_of_many(draw, 4):
@@ -588,7 +603,7 @@ def message_items(draw):
 
 @st.composite
 def message_cases(draw):
-    contents = st.lists(message_items(), max_size=3) | st.just("a text")
+    contents = st.lists(message_items(), max_size=2) | st.just("a text")
     message = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": contents})
     conversation = st.lists(message, min_size=1, max_size=2)
     return Case(
