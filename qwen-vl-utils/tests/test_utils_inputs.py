@@ -23,6 +23,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 
 from qwen_vl_utils import MediaError, fetch_image, processor_inputs, vision_process
 from qwen_vl_utils.inputs import _processor_frame_bounds
+from qwen_vl_utils.loading import load_video
 from qwen_vl_utils.patches import PatchLayout
 
 SPECIAL = (
@@ -129,15 +130,16 @@ def bare(item):
 
 def own_media(processor, conversations):
     """The resized pictures and videos that `processor_inputs` is expected to use."""
-    size, factor = processor.image_processor.size, processor.image_processor.patch_size * 2
+    size = processor.image_processor.size
     images, videos = [], []
     for item in vision_process.extract_vision_info(conversations):
         if item["type"] == "image":
             limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"], **item}
             images.append(fetch_image(limits, processor.image_processor.patch_size))
         else:
+            patch_size = processor.video_processor.patch_size
             limits = lambda _, frames: _processor_frame_bounds(processor.video_processor, frames)  # noqa: E731
-            videos.append(vision_process.load_video(item, factor, limits))
+            videos.append(load_video(item, vision_process.rules(patch_size * 2, (0, 0), limits)))
     return images, videos
 
 

@@ -13,7 +13,10 @@ import av
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import functional
 
 from qwen_vl_utils import (
     MediaError,
@@ -26,6 +29,7 @@ from qwen_vl_utils import (
     readers,
     vision_process,
 )
+from qwen_vl_utils.resize import FrameResizer
 
 READERS = [name for name in ("torchcodec", "decord", "pyav") if readers.installed(name)]
 
@@ -201,14 +205,30 @@ def test_a_maximum_can_only_lower(steady, caplog):
     ]
 
 
-def test_resizing_equals_a_floating_point_reference():
-    frames = torch.randint(
-        0, 256, (3, 3, 50, 70), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+@given(
+    # torch's kernel takes a picture that is one pixel wide for another memory layout, and gets it wrong
+    size=st.tuples(st.integers(1, 120), st.integers(2, 120)),
+    target=st.tuples(st.integers(1, 120), st.integers(2, 120)),
+    dtype=st.sampled_from([torch.uint8, torch.float32]),
+    contrast=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=200, deadline=None)
+def test_resizing_equals_a_floating_point_reference(size, target, dtype, contrast, seed):
+    """Also where noise of black and white makes the two passes overshoot, which 8-bit kernels clip."""
+    noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    pixels = np.where(noise > 127, 255, 0).astype(np.uint8) if contrast else noise
+    reference = functional.resize(
+        torch.from_numpy(pixels).permute(2, 0, 1),
+        list(target),
+        interpolation=functional.InterpolationMode.BICUBIC,
+        antialias=True,
     )
-    from torchvision.transforms import InterpolationMode, functional
-
-    reference = functional.resize(frames, [84, 112], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    assert torch.equal(vision_process.videos.resize(frames, 84, 112), reference)
+    out = torch.empty((3, *target), dtype=dtype)
+    FrameResizer(size, target).into(pixels, out)
+    difference = (out.float() - reference.float()).abs()
+    assert difference.max() <= 1  # a tie of rounding
+    assert difference.mean() <= 0.02
 
 
 # --- lists of frames
@@ -340,16 +360,24 @@ def test_a_reader_of_the_callers_own(steady, monkeypatch):
     assert metadata["video_backend"] == "mine" and metadata["frames_indices"] == [0, 2, 4, 6]
 
 
-@pytest.mark.parametrize("content", [b"", b"not a video at all", None])
-def test_a_file_that_is_no_video_is_named(tmp_path, reader, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "a playlist or script, or an unknown container"),
+        (b"not a video at all", "a playlist or script, or an unknown container"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "no reader can decode it"),
+    ],
+)
+def test_a_file_that_is_no_video_is_named(tmp_path, reader, content, message):
     path = tmp_path / "broken.mp4"
-    if content is None:
-        with pytest.raises(MediaNotFound, match=r"broken\.mp4 does not exist"):
-            fetch_video({"video": str(path)})
-        return
     path.write_bytes(content)
-    with pytest.raises(VideoError, match=r"broken\.mp4: no reader can decode it"):
+    with pytest.raises(VideoError, match=rf"broken\.mp4: {message}"):
         fetch_video({"video": str(path)})
+
+
+def test_a_missing_video_is_named(tmp_path, reader):
+    with pytest.raises(MediaNotFound, match=r"broken\.mp4 does not exist"):
+        fetch_video({"video": str(tmp_path / "broken.mp4")})
 
 
 def test_sampling_that_cannot_be_names_the_file(steady, reader):
@@ -385,9 +413,12 @@ def test_a_frame_that_cannot_be_decoded_is_an_error_not_its_neighbour(steady, mo
     true_scan = pyav._scan
 
     def scan(container, stream):
-        index = true_scan(container, stream)
-        return pyav._Index([*index.pts[:5], index.pts[5] + 1, *index.pts[6:]], index.keys)
+        pts, keys = true_scan(container, stream)
+        return [*pts[:5], pts[5] + 1, *pts[6:]], keys
 
     monkeypatch.setattr(pyav, "_scan", scan)
-    with pytest.raises(VideoError, match="no frame can be decoded for time"):
-        pyav.read(steady, lambda total, fps: [4, 5], threads=1)
+    with (
+        pyav.opened(str(steady), 1) as video,
+        pytest.raises(VideoError, match="no frame can be decoded for time"),
+    ):
+        list(video.frames([4, 5]))

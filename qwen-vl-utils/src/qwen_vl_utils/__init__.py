@@ -1,11 +1,13 @@
 """Pictures and videos for Qwen vision-language models: fetched, resized, sampled, made into model inputs.
 
-The names of qwen-vl-utils 0.0.14, and `processor_inputs`: from messages to model inputs in one call.
+The names of qwen-vl-utils 0.0.14; `processor_inputs`, from messages to model inputs in one call;
+`count_tokens`, how many tokens that will be; `MediaPolicy`, what may be fetched.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import ImageError, MediaError, MediaNotFound, VideoError
+from .errors import ImageError, MediaError, MediaNotFound, MediaRefused, MediaTimeout, VideoError
+from .policy import MediaPolicy
 from .videos import VideoMetadata
 from .vision_process import (
     extract_vision_info,
@@ -16,14 +18,18 @@ from .vision_process import (
 )
 
 if TYPE_CHECKING:
-    from .inputs import processor_inputs
+    from .inputs import count_tokens, processor_inputs
 
 __all__ = [
     "ImageError",
     "MediaError",
     "MediaNotFound",
+    "MediaPolicy",
+    "MediaRefused",
+    "MediaTimeout",
     "VideoError",
     "VideoMetadata",
+    "count_tokens",
     "extract_vision_info",
     "fetch_image",
     "fetch_video",
@@ -35,8 +41,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # numpy takes longer to import than all the rest, and `smart_resize` needs none of it
-    if name == "processor_inputs":
-        from .inputs import processor_inputs
+    if name in ("count_tokens", "processor_inputs"):
+        from . import inputs
 
-        return processor_inputs
+        return getattr(inputs, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,43 +1,105 @@
-"""Pictures: any source to an upright RGB `PIL.Image`, on white where it was transparent."""
+"""Pictures: any source to an upright RGB `PIL.Image`, on white where it was transparent.
+
+source --locate--> file or bytes --opened--> header, checked --> pixels --upright, to_rgb--> RGB
+"""
 
 import io
+import logging
 import struct
 import zlib
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from . import media
 from .errors import ImageError
-from .media import describe, locate
+from .policy import PERMISSIVE, Deadline, MediaPolicy
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how the camera was held; 1 is upright."""
+SIDEWAYS = (5, 6, 7, 8)
+"""Orientations that swap height and width."""
+STEPS = frozenset({"APNG", "GIF", "PNG", "WEBP"})
+"""Formats whose further pictures are an animation (an MPO's are previews, a TIFF's are pages)."""
 
 # What Pillow's decoders raise for broken files.
 DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
+    TypeError,
     EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    NotImplementedError,
+    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
 )
 
+logger = logging.getLogger(__name__)
 
-def open_image(source: Any) -> Image.Image:
-    """The picture behind `source` (PIL.Image, path, `file://`, http(s), data URL, bytes) in RGB, upright.
 
-    Raises ImageError (bytes that are no picture), MediaNotFound, MediaError.
+def open_image(
+    source: Any, policy: MediaPolicy = PERMISSIVE, deadline: Deadline | None = None
+) -> Image.Image:
+    """The picture behind `source` in RGB, upright.
+
+    `source` is a PIL.Image, a path, a `file://`, http(s) or data URL, bytes, a file object, or an array
+    (`array_image`). Raises ImageError (bytes that are no picture), MediaNotFound, MediaRefused, MediaTimeout,
+    MediaError.
     """
+    with opened(source, policy, deadline) as image:
+        image = upright(image)
+        if image.mode == "RGB" and not image.has_transparency_data:
+            image.load()
+            return image  # to_rgb would copy it
+        return to_rgb(image)
+
+
+def image_size(
+    source: Any, policy: MediaPolicy = PERMISSIVE, deadline: Deadline | None = None
+) -> tuple[int, int]:
+    """(height, width) of the upright picture behind `source`, from its header; as `open_image` otherwise."""
+    with opened(source, policy, deadline) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in SIDEWAYS else (height, width)
+
+
+@contextmanager
+def opened(source: Any, policy: MediaPolicy, deadline: Deadline | None) -> Iterator[Image.Image]:
+    """The picture as Pillow opens it, header read, allowed by `policy`, pixels not decoded yet.
+
+    Everything that Pillow can't read, here or in the body of the `with`, is an ImageError.
+    """
+    name = media.describe(source)
     if isinstance(source, Image.Image):
-        return to_rgb(upright(source))
-    located = locate(source)
+        policy.check_size(*source.size, name)
+        yield source
+        return
+    if is_array(source):
+        yield array_image(source, policy)
+        return
+    located = media.locate(source, policy, deadline)
     try:
         with Image.open(io.BytesIO(located) if isinstance(located, bytes) else located) as image:
-            return to_rgb(upright(image))
+            policy.check_format(image.format, name)
+            policy.check_size(*image.size, name)
+            if image.format in STEPS and getattr(image, "is_animated", False):
+                logger.warning(
+                    "%s is animated; only its first frame is used (pass it as a video for all)", name
+                )
+            yield image
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not a readable picture: its bytes are in no known format") from error
+    except media.MediaError:
+        raise
     except DECODE_ERRORS as error:
-        raise ImageError(f"{describe(source)}: not a readable picture: {error}") from error
+        raise ImageError(f"{name}: not a readable picture: {error or type(error).__name__}") from error
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -45,6 +107,30 @@ def upright(image: Image.Image) -> Image.Image:
     if image.getexif().get(ORIENTATION, 1) == 1:
         return image
     return ImageOps.exif_transpose(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    # Pillow would decode a PNG to find an orientation behind its pixels, where hardly any has one.
+    if isinstance(image, PngImagePlugin.PngImageFile) and "exif" not in image.info:
+        assert image.fp is not None
+        if not _has_chunk(image.fp, (b"eXIf", b"tEXt", b"zTXt", b"iTXt")):
+            return 1
+    return image.getexif().get(ORIENTATION, 1)
+
+
+def _has_chunk(file: IO[bytes], kinds: tuple[bytes, ...]) -> bool:
+    """Whether a PNG has a chunk of one of the kinds, from the lengths of its chunks."""
+    position = file.tell()
+    try:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack("!I4s", head)
+            if kind in kinds:
+                return True
+            file.seek(length + 4, io.SEEK_CUR)
+        return False
+    finally:
+        file.seek(position)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -67,3 +153,56 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
         return image.convert("RGB")  # 8-bit values in a 32-bit picture
     scaled = (np.clip(values, 0, 65535) * 255 + 32767) // 65535
     return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+
+
+def is_array(source: Any) -> bool:
+    """Whether `source` is an array of numpy, torch or the like."""
+    return hasattr(source, "shape") and hasattr(source, "dtype")
+
+
+def array_image(array: Any, policy: MediaPolicy = PERMISSIVE) -> Image.Image:
+    """The picture in a numpy or torch array.
+
+    Axes: [h, w] or [h, w, 1 | 3 | 4], or channels first; where both would do, numpy's are last and torch's
+    first.
+    Values: uint8 in 0..255, uint16 in 0..65535 (scaled), bool, or floating point in 0..1.
+    Raises ImageError for everything else.
+    """
+    import numpy as np
+
+    torch_like = not isinstance(array, np.ndarray)
+    values = array.detach().cpu() if hasattr(array, "detach") else array
+    values = np.asarray(values.float() if str(values.dtype) == "torch.bfloat16" else values)
+    name, channels = media.describe(array), (1, 3, 4)
+    if values.ndim == 2:
+        values = values[:, :, None]
+    first, last = (values.ndim == 3 and values.shape[axis] in channels for axis in (0, 2))
+    if (not first and not last) or 0 in values.shape:
+        raise ImageError(f"{name}: a picture has the axes [h, w], [h, w, 1 | 3 | 4] or [1 | 3 | 4, h, w]")
+    if first and (torch_like or not last):
+        values = values.transpose(1, 2, 0)
+    policy.check_size(values.shape[1], values.shape[0], name)
+    levels = _levels(values, name)
+    return Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels)
+
+
+def _levels(values: Any, name: str) -> Any:
+    """An array's values as uint8 levels, contiguous."""
+    import numpy as np
+
+    kind = values.dtype
+    if kind == np.uint16:
+        values = (values.astype(np.uint32) * 255 + 32767) // 65535
+    elif kind == np.bool_:
+        values = values * 255
+    elif np.issubdtype(kind, np.floating):
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 1):
+            raise ImageError(
+                f"{name}: floating point pixels must lie in 0..1, found {low:g} to {high:g}; divide them by "
+                "255, or convert them to uint8"
+            )
+        values = np.rint(values * 255)
+    elif kind != np.uint8:
+        raise ImageError(f"{name}: pixels of the type {kind}; convert them to uint8")
+    return np.ascontiguousarray(values, np.uint8)

@@ -8,14 +8,17 @@ The result equals `processor(text=..., images=..., videos=..., do_resize=False)`
 same resized pictures.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from . import media, vision_process
+from .loading import ImageSize, Rules, load, measure, resized, within_budget
 from .patches import PatchLayout
-from .videos import Video
+from .policy import PERMISSIVE, MediaPolicy
+from .videos import Video, VideoMetadata, VideoSize
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
@@ -28,8 +31,6 @@ class _Pixels(NamedTuple):
 
     patches: list[np.ndarray]
     grids: list[tuple[int, int, int]]
-    expansions: list[str]
-    """The text that takes the place of each medium's placeholder."""
 
 
 def processor_inputs(
@@ -40,6 +41,8 @@ def processor_inputs(
     padding: bool = False,
     padding_side: str = "right",
     tools: list[Any] | None = None,
+    total_tokens: int | None = None,
+    policy: MediaPolicy = PERMISSIVE,
     **template_kwargs: Any,
 ) -> "BatchFeature":
     """Model inputs of a batch of conversations.
@@ -48,8 +51,9 @@ def processor_inputs(
     `{"type": "text", "text"}`, `{"type": "image", "image", min_pixels?, max_pixels?, ...}`,
     `{"type": "video", "video", fps?, ...}` with the keys of `fetch_image` and `fetch_video`. Sizes are
     multiples of the processor's patch and merge size; bounds that an item does not name are those of the
-    processor's configuration. `template_kwargs` reach the chat template (`add_vision_id`, `enable_thinking`,
-    ...).
+    processor's configuration. With `total_tokens` the media of each conversation share that many tokens,
+    fairly. `policy` says what may be fetched. `template_kwargs` reach the chat template (`add_vision_id`,
+    `enable_thinking`, ...).
 
     Returns a BatchFeature: `input_ids`, `attention_mask`, `mm_token_type_ids` [B, L] (tensors with `padding`
     or for one conversation, else lists of lists); with pictures `pixel_values` [patches, 3 * T * p * p]
@@ -62,33 +66,88 @@ def processor_inputs(
     from transformers import BatchFeature
 
     _check(conversations)
-    items = [vision_process.extract_vision_info(conversation) for conversation in conversations]
-    kinds = [[media.vision_source(item)[0] for item in each] for each in items]
-    texts = [
-        processor.apply_chat_template(
-            _without_pixels(conversation),
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            tools=tools,
-            **template_kwargs,
-        )
-        for conversation in conversations
-    ]
-    flat = [pair for pairs in zip(kinds, items, strict=True) for pair in zip(*pairs, strict=True)]
-    images = _images(processor, [item for kind, item in flat if kind == "image"])
-    clips = _load_videos(processor, [item for kind, item in flat if kind == "video"])
-    video_pixels = _videos(processor, clips)
-    expanded = _expand(processor, texts, kinds, images.expansions, video_pixels.expansions)
+    rules, loaded, kinds = _rules(processor), [], []
+    for conversation in conversations:
+        items = vision_process.extract_vision_info(conversation)
+        kinds.append([media.vision_source(item)[0] for item in items])
+        loaded += load(items, rules, policy, total_tokens=total_tokens)
+    clips = [medium for medium in loaded if isinstance(medium, Video)]
+    images = _images(processor, [medium for medium in loaded if not isinstance(medium, Video)])
+    videos = _videos(processor, clips)
+    texts = _texts(processor, conversations, add_generation_prompt, tools, template_kwargs)
+    expanded = _expand(
+        processor,
+        texts,
+        kinds,
+        _image_expansions(processor, images.grids),
+        _video_expansions(processor, videos.grids, [clip.metadata for clip in clips]),
+    )
 
     data = _tokens(processor, expanded, padding, padding_side)
     data.update(_tensors("pixel_values", "image_grid_thw", images))
-    data.update(_tensors("pixel_values_videos", "video_grid_thw", video_pixels))
+    data.update(_tensors("pixel_values_videos", "video_grid_thw", videos))
     if clips and "second_per_grid_ts" in processor.model_input_names:
         import torch
 
         step = processor.video_processor.temporal_patch_size
         data["second_per_grid_ts"] = torch.tensor([step / clip.metadata.sample_fps for clip in clips])
     return BatchFeature(data)
+
+
+def count_tokens(
+    conversation: Conversation,
+    processor: Any,
+    *,
+    add_generation_prompt: bool = True,
+    tools: list[Any] | None = None,
+    total_tokens: int | None = None,
+    policy: MediaPolicy = PERMISSIVE,
+    **template_kwargs: Any,
+) -> int:
+    """The length of `input_ids` that `processor_inputs` gives for one conversation, from headers alone.
+
+    No picture and no frame is decoded (PyAV decodes one frame, to see which way it is turned). Arguments and
+    errors are those of `processor_inputs`.
+    """
+    _check([conversation])
+    items = vision_process.extract_vision_info(conversation)
+    rules = _rules(processor)
+    measured = measure(items, rules, policy)
+    if total_tokens is not None:
+        items = within_budget(items, measured, rules, total_tokens)
+        measured = [resized(item, size, rules) for item, size in zip(items, measured, strict=True)]
+    images = [size for size in measured if isinstance(size, ImageSize)]
+    clips = [size for size in measured if isinstance(size, VideoSize)]
+    step = processor.video_processor.temporal_patch_size if clips else 1
+    [text] = _expand(
+        processor,
+        _texts(processor, [conversation], add_generation_prompt, tools, template_kwargs),
+        [[media.vision_source(item)[0] for item in items]],
+        _image_expansions(processor, [_grid(processor.image_processor, 1, size) for size in images]),
+        _video_expansions(
+            processor,
+            [_grid(processor.video_processor, -(-size.frames // step), size) for size in clips],
+            [size.metadata for size in clips],
+        ),
+    )
+    return len(processor.tokenizer(text)["input_ids"])
+
+
+def _grid(patching: Any, steps: int, size: ImageSize | VideoSize) -> tuple[int, int, int]:
+    return steps, size.height // patching.patch_size, size.width // patching.patch_size
+
+
+def _rules(processor: Any) -> Rules:
+    """Sizes as the processor's configuration bounds them."""
+    size, factor = processor.image_processor.size, PatchLayout.of(processor.image_processor).factor
+
+    def frame_limits(item: Mapping[str, Any], frames: int) -> tuple[float, float]:
+        low, high = _processor_frame_bounds(processor.video_processor, frames)
+        if all(item.get(key) is None for key in ("min_pixels", "max_pixels", "total_pixels")):
+            return low, high
+        return vision_process.item_frame_bounds(item, frames, factor, low, high)
+
+    return vision_process.rules(factor, (size["shortest_edge"], size["longest_edge"]), frame_limits)
 
 
 def _check(conversations: Sequence[Any]) -> None:
@@ -117,32 +176,41 @@ def _template_item(item: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in item.items() if value is not None}
 
 
-def _images(processor: Any, items: list[Any]) -> _Pixels:
-    pixels = _Pixels([], [], [])
-    if not items:
-        return pixels
-    layout, size = PatchLayout.of(processor.image_processor), processor.image_processor.size
-    for item in items:
-        image = vision_process.load_image(item, layout.factor, size["shortest_edge"], size["longest_edge"])
-        patches, grid = layout.image(np.asarray(image))
+def _texts(
+    processor: Any,
+    conversations: Sequence[Conversation],
+    add_generation_prompt: bool,
+    tools: list[Any] | None,
+    template_kwargs: dict[str, Any],
+) -> list[str]:
+    """The chat template's text of each conversation, one placeholder a medium."""
+    return [
+        processor.apply_chat_template(
+            _without_pixels(conversation),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            **template_kwargs,
+        )
+        for conversation in conversations
+    ]
+
+
+def _images(processor: Any, images: Sequence[Any]) -> _Pixels:
+    pixels = _Pixels([], [])
+    for image in images:
+        patches, grid = PatchLayout.of(processor.image_processor).image(np.asarray(image))
         pixels.patches.append(patches)
         pixels.grids.append(grid)
-        pixels.expansions.append(processor.image_token * (len(patches) // layout.merge**2))
     return pixels
 
 
-def _load_videos(processor: Any, items: list[Any]) -> list[Video]:
-    if not items:
+def _image_expansions(processor: Any, grids: list[tuple[int, int, int]]) -> list[str]:
+    """The text that takes the place of each picture's placeholder."""
+    if not grids:
         return []
-    factor = PatchLayout.of(processor.video_processor).factor
-
-    def frame_limits(item: Mapping[str, Any], frames: int) -> tuple[float, float]:
-        low, high = _processor_frame_bounds(processor.video_processor, frames)
-        if all(item.get(key) is None for key in ("min_pixels", "max_pixels", "total_pixels")):
-            return low, high
-        return vision_process.item_frame_bounds(item, frames, factor, low, high)
-
-    return [vision_process.load_video(item, factor, frame_limits) for item in items]
+    merged = processor.image_processor.merge_size**2
+    return [processor.image_token * (math.prod(grid) // merged) for grid in grids]
 
 
 def _processor_frame_bounds(video_processor: Any, frames: int) -> tuple[float, float]:
@@ -171,25 +239,29 @@ def _processor_frame_bounds(video_processor: Any, frames: int) -> tuple[float, f
     return least, vision_process.sizes.room(least, most, factor)
 
 
-def _videos(processor: Any, clips: list[Video]) -> _Pixels:
-    pixels = _Pixels([], [], [])
-    if not clips:
-        return pixels
-    import torch
-    from transformers.video_utils import VideoMetadata
-
-    layout = PatchLayout.of(processor.video_processor)
+def _videos(processor: Any, clips: Sequence[Video]) -> _Pixels:
+    pixels = _Pixels([], [])
     for clip in clips:
-        patches, grid = layout.video(clip.frames.numpy())
+        patches, grid = PatchLayout.of(processor.video_processor).video(clip.frames.numpy())
         pixels.patches.append(patches)
         pixels.grids.append(grid)
-    inputs = {
-        "video_grid_thw": torch.tensor(pixels.grids),
-        "video_metadata": [VideoMetadata(**clip.metadata) for clip in clips],
-    }
-    for index in range(len(clips)):
-        pixels.expansions.append(processor.replace_video_token(inputs, video_idx=index))
     return pixels
+
+
+def _video_expansions(
+    processor: Any, grids: list[tuple[int, int, int]], metadata: Sequence[VideoMetadata]
+) -> list[str]:
+    """The text that takes the place of each video's placeholder, with its times where the model has them."""
+    if not grids:
+        return []
+    import torch
+    from transformers.video_utils import VideoMetadata as LibraryMetadata
+
+    inputs = {
+        "video_grid_thw": torch.tensor(grids),
+        "video_metadata": [LibraryMetadata(**each) for each in metadata],
+    }
+    return [processor.replace_video_token(inputs, video_idx=index) for index in range(len(grids))]
 
 
 def _expand(

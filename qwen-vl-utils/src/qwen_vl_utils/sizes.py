@@ -4,6 +4,7 @@ height, width [pixels] --fit--> multiples of `factor` (patch size times merge si
 """
 
 import math
+from collections.abc import Sequence
 
 FRAME_FLOOR = 1.05
 """The room a video's frames keep above their minimum, however long the video (0.0.14)."""
@@ -121,6 +122,29 @@ def _closest(height: int, width: int, factor: int, min_pixels: float, max_pixels
             candidates.append((short, min(max(long, shortest), longest)))
     short, long = min(candidates, key=distance)
     return (short * factor, long * factor) if height <= width else (long * factor, short * factor)
+
+
+def share(total: int, wanted: Sequence[int], least: Sequence[int]) -> list[int]:
+    """`total` tokens divided among media that want `wanted[i]` and need `least[i]` each.
+
+    Max-min fair: there is one level that every medium gets at most, except that none gets less than it needs;
+    what is asked for below the level is given whole. Raises ValueError where the needs exceed the total.
+    """
+    needs = [min(low, want) for low, want in zip(least, wanted, strict=True)]
+    if sum(needs) > total:
+        raise ValueError(
+            f"total_tokens={total} can't hold the media of this prompt, which need {sum(needs)} at their "
+            "smallest; raise total_tokens, or send fewer pictures or frames"
+        )
+
+    def at(level: int) -> list[int]:
+        return [max(need, min(want, level)) for need, want in zip(needs, wanted, strict=True)]
+
+    low, high = 0, max(wanted, default=0)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if sum(at(middle)) <= total else (low, middle - 1)
+    return at(low)
 
 
 def frame_count(

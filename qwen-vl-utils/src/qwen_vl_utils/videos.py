@@ -1,7 +1,7 @@
 """Videos: which frames, when they are shown, and how large.
 
-file --reader--> frames uint8 [n, 3, h, w], seconds --resize--> uint8 [n, 3, H, W], VideoMetadata
-frame list --open_image--> n pictures                --resize--> uint8 [n, 3, H, W], VideoMetadata
+file       --reader, in a decoder process--> frame, second --FrameResizer--> uint8 [n, 3, H, W], VideoMetadata
+frame list --open_image--> n pictures                      --resize-->       uint8 [n, 3, H, W], VideoMetadata
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import VideoError
-from .readers import Decoded
 
 if TYPE_CHECKING:
     import torch
@@ -59,9 +58,20 @@ class VideoMetadata(dict):
 
 
 class Video(NamedTuple):
-    """Decoded frames, uint8 [n, 3, height, width], and what is known about them."""
+    """Decoded frames, [n, 3, height, width] in 0..255, and what is known about them."""
 
     frames: "torch.Tensor"
+    metadata: VideoMetadata
+
+
+class VideoSize(NamedTuple):
+    """What a video will be, known without its pixels."""
+
+    frames: int
+    height: int
+    width: int
+    natural: tuple[int, int]
+    """(height, width) of the source."""
     metadata: VideoMetadata
 
 
@@ -70,22 +80,6 @@ def spread(start: int, end: int, count: int) -> list[int]:
     import torch
 
     return torch.linspace(start, end, count).round().long().tolist()
-
-
-def from_decoded(
-    decoded: Decoded, reader: str, clip_frames: int, clip: tuple[float | None, float | None]
-) -> Video:
-    """A reader's frames with their metadata; `clip_frames` is the number of source frames sampled from."""
-    metadata = VideoMetadata(
-        fps=decoded.fps,
-        frames_indices=decoded.indices,
-        timestamps=decoded.seconds,
-        total_num_frames=decoded.total_frames,
-        video_backend=reader,
-        sample_fps=len(decoded.indices) / clip_frames * decoded.fps,
-        clip=clip,
-    )
-    return Video(decoded.frames, metadata)
 
 
 def frame_list_metadata(frames: int, sample_fps: float, raw_fps: float) -> VideoMetadata:
@@ -102,27 +96,13 @@ def frame_list_metadata(frames: int, sample_fps: float, raw_fps: float) -> Video
     )
 
 
-def resize(frames: "torch.Tensor", height: int, width: int) -> "torch.Tensor":
-    """uint8 [n, 3, h, w] -> uint8 [n, 3, height, width]; bicubic with antialiasing, equal to 0.0.14's."""
-    import torch
-
-    if frames.shape[-2:] == (height, width):
-        return frames
-    resized = torch.empty((len(frames), frames.shape[1], height, width), dtype=torch.uint8)
-    # Frame by frame, in floating point: torch's 8-bit kernel clips between its two passes (off by up to
-    # 10 levels at sharp edges), and a whole video of floats would be four times as large.
-    for frame, target in zip(frames, resized, strict=True):
-        scaled = torch.nn.functional.interpolate(
-            frame[None].float(), size=(height, width), mode="bicubic", align_corners=False, antialias=True
-        )
-        target.copy_(scaled[0].clamp_(0, 255).round_())
-    return resized
-
-
-def stack(images: Sequence["Image.Image"], height: int, width: int) -> "torch.Tensor":
-    """Pictures -> uint8 [n, 3, height, width], each resized once."""
+def stack(images: Sequence["Image.Image"], height: int, width: int, dtype: "torch.dtype") -> "torch.Tensor":
+    """Pictures -> [n, 3, height, width], each resized once."""
     import numpy as np
     import torch
 
-    frames = np.stack([np.asarray(image.resize((width, height))) for image in images])
-    return torch.from_numpy(frames).permute(0, 3, 1, 2)
+    frames = torch.empty((len(images), 3, height, width), dtype=dtype)
+    for target, image in zip(frames, images, strict=True):
+        pixels = np.array(image.resize((width, height)))
+        target.copy_(torch.from_numpy(pixels).permute(2, 0, 1))
+    return frames

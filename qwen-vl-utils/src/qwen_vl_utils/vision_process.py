@@ -12,14 +12,15 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from . import media, readers, sizes, videos
-from .errors import MediaError, VideoError
-from .images import open_image, to_rgb
+from . import readers, sizes, videos
+from .images import to_rgb
+from .loading import Rules, load, load_image, load_video
+from .policy import PERMISSIVE, MediaPolicy
+from .reading import FileReader
 from .sizes import ceil_by_factor, floor_by_factor, round_by_factor
-from .videos import Video, VideoMetadata
+from .videos import Video
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,9 @@ _OLD = {name: globals()[name] for name in (
 logger = logging.getLogger(__name__)
 _announced: set[str] = set()
 
-FrameLimits = Callable[[Mapping[str, Any], int], tuple[float, float]]
+Bounds = tuple[float, float]
+"""(min, max) pixels of a picture or a frame."""
+FrameLimits = Callable[[Mapping[str, Any], int], Bounds]
 """(item, frames) -> (min, max) pixels of one frame."""
 
 
@@ -116,54 +119,57 @@ def smart_resize(
     return sizes.fit(height, width, factor, low, high, MAX_RATIO)
 
 
-def fetch_image(ele: Mapping[str, Any], image_patch_size: int = 14) -> "Image.Image":
+def rules(factor: int, image_bounds: Bounds, frame_limits: FrameLimits) -> Rules:
+    """How large media become whose items name no size: pictures within `image_bounds`, frames within
+    `frame_limits`, in pixels."""
+
+    def image_target(item: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
+        given = item.get("min_pixels"), item.get("max_pixels")
+        return target(item, height, width, lambda: sizes.bounds(*given, *image_bounds))
+
+    def frame_target(item: Mapping[str, Any], frames: int, height: int, width: int) -> tuple[int, int]:
+        return target(item, height, width, lambda: frame_limits(item, frames))
+
+    def target(
+        item: Mapping[str, Any], height: int, width: int, bounds: Callable[[], Bounds]
+    ) -> tuple[int, int]:
+        rows, columns = item.get("resized_height"), item.get("resized_width")
+        if rows is not None and columns is not None:
+            return smart_resize(rows, columns, factor)
+        return sizes.fit(height, width, factor, *bounds(), MAX_RATIO)
+
+    return Rules(factor, image_target, frame_target, FRAME_FACTOR, _readers, MAX_NUM_WORKERS_FETCH_VIDEO)
+
+
+def _default_rules(image_patch_size: int) -> Rules:
+    """The rules of 0.0.14, from the constants as they stand now."""
+    factor = int(image_patch_size * SPATIAL_MERGE_SIZE)
+    unit = factor**2
+
+    def frame_limits(item: Mapping[str, Any], frames: int) -> Bounds:
+        return item_frame_bounds(
+            item, frames, factor, _old_or("VIDEO_MIN_PIXELS", VIDEO_MIN_TOKEN_NUM * unit)
+        )
+
+    image_bounds = (
+        _old_or("MIN_PIXELS", IMAGE_MIN_TOKEN_NUM * unit),
+        _old_or("MAX_PIXELS", IMAGE_MAX_TOKEN_NUM * unit),
+    )
+    return rules(factor, image_bounds, frame_limits)
+
+
+def fetch_image(
+    ele: Mapping[str, Any], image_patch_size: int = 14, *, policy: MediaPolicy = PERMISSIVE
+) -> "Image.Image":
     """The picture of one item, RGB and upright, both sides multiples of image_patch_size *
     SPATIAL_MERGE_SIZE.
 
-    `ele` holds the source under `image` or `image_url` (PIL.Image, path, `file://`, http(s), data URL, bytes
-    or `{"url": ...}`) and optionally `resized_height` with `resized_width`, `min_pixels`, `max_pixels`.
+    `ele` holds the source under `image` or `image_url` (PIL.Image, path, `file://`, http(s), data URL, bytes,
+    file object, numpy or torch array, or `{"url": ...}`) and optionally `resized_height` with
+    `resized_width`, `min_pixels`, `max_pixels`. `policy` says what may be fetched.
     Raises MediaError, a ValueError that names the source.
     """
-    factor = int(image_patch_size * SPATIAL_MERGE_SIZE)
-    return load_image(
-        ele,
-        factor,
-        _old_or("MIN_PIXELS", IMAGE_MIN_TOKEN_NUM * factor**2),
-        _old_or("MAX_PIXELS", IMAGE_MAX_TOKEN_NUM * factor**2),
-    )
-
-
-def load_image(ele: Mapping[str, Any], factor: int, default_min: float, default_max: float) -> "Image.Image":
-    """`fetch_image` with sides that are multiples of `factor` and bounds [pixels] for an item that names
-    none."""
-    _, source = media.vision_source(ele)
-    image = open_image(source)
-    width, height = image.size
-    rows, columns = _target(
-        ele,
-        source,
-        (height, width),
-        factor,
-        lambda: sizes.bounds(ele.get("min_pixels"), ele.get("max_pixels"), default_min, default_max),
-    )
-    return image.resize((columns, rows))
-
-
-def _target(
-    ele: Mapping[str, Any],
-    source: Any,
-    size: tuple[int, ...],
-    factor: int,
-    bounds: Callable[[], tuple[float, float]],
-) -> tuple[int, int]:
-    """(height, width) for a medium of (height, width) `size`; errors name its source."""
-    rows, columns = ele.get("resized_height"), ele.get("resized_width")
-    try:
-        if rows is not None and columns is not None:
-            return smart_resize(rows, columns, factor)
-        return sizes.fit(size[0], size[1], factor, *bounds(), MAX_RATIO)
-    except ValueError as error:
-        raise MediaError(f"{media.describe(source)}: {error}") from error
+    return load_image(ele, _default_rules(image_patch_size), policy)
 
 
 def smart_nframes(ele: Mapping[str, Any], total_frames: int, video_fps: float) -> int:
@@ -233,49 +239,22 @@ def is_torchcodec_available() -> bool:
     return readers.installed("torchcodec")
 
 
-def _read_video(ele: Mapping[str, Any], reader: str) -> tuple["torch.Tensor", VideoMetadata, float]:
-    """Frames uint8 [n, 3, h, w], metadata and frames per second taken, by one reader."""
-    source, clip_frames = ele["video"], 0
-
-    def choose(total: int, fps: float) -> Sequence[int]:
-        nonlocal clip_frames
-        if total == 1:
-            clip_frames = 1
-            return [0] * FRAME_FACTOR
-        first, last, clip_frames = calculate_video_frame_range(ele, total, fps)
-        return videos.spread(first, last, smart_nframes(ele, clip_frames, fps))
-
-    threads = int(os.environ.get("TORCHCODEC_NUM_THREADS", "8"))
-    try:
-        decoded = readers.read(reader, media.locate(source), choose, threads)
-    except MediaError:
-        raise
-    except ValueError as error:
-        raise MediaError(f"{media.describe(source)}: {error}") from error
-    clip = (ele.get("video_start"), ele.get("video_end"))
-    frames, metadata = videos.from_decoded(decoded, reader, clip_frames, clip)
-    return frames, metadata, metadata.sample_fps
-
-
-def _read_video_torchcodec(ele: Mapping[str, Any]) -> tuple["torch.Tensor", VideoMetadata, float]:
-    return _read_video(ele, "torchcodec")
-
-
-def _read_video_decord(ele: Mapping[str, Any]) -> tuple["torch.Tensor", VideoMetadata, float]:
-    return _read_video(ele, "decord")
-
-
-def _read_video_pyav(ele: Mapping[str, Any]) -> tuple["torch.Tensor", VideoMetadata, float]:
-    return _read_video(ele, "pyav")
-
-
-def _read_video_torchvision(ele: Mapping[str, Any]) -> tuple["torch.Tensor", VideoMetadata, float]:
-    return _read_video(ele, "torchvision")
+def _sample(ele: Mapping[str, Any], total_frames: int, video_fps: float) -> tuple[list[int], int]:
+    """(indices of the frames to take, frames they are taken from); a single frame is taken twice."""
+    if total_frames == 1:
+        return [0] * FRAME_FACTOR, 1
+    first, last, clip_frames = calculate_video_frame_range(ele, total_frames, video_fps)
+    return videos.spread(first, last, smart_nframes(ele, clip_frames, video_fps)), clip_frames
 
 
 ReadVideo = Callable[[dict[str, Any]], tuple["torch.Tensor", Mapping[str, Any], float]]
 
-VIDEO_READER_BACKENDS: dict[str, ReadVideo] = {
+_read_video_decord = FileReader("decord", _sample)
+_read_video_torchvision = FileReader("torchvision", _sample)
+_read_video_torchcodec = FileReader("torchcodec", _sample)
+_read_video_pyav = FileReader("pyav", _sample)
+
+VIDEO_READER_BACKENDS: dict[str, FileReader | ReadVideo] = {
     "decord": _read_video_decord,
     "torchvision": _read_video_torchvision,
     "torchcodec": _read_video_torchcodec,
@@ -311,38 +290,9 @@ def _reader_order() -> Iterator[str]:
         )
 
 
-def _read_file(ele: dict[str, Any]) -> Video:
-    """Read with the chosen reader; where it was not forced and can't decode, say so and try the next."""
-    get_video_reader_backend()
-    order, failures = list(_reader_order()), []
-    for reader in order:
-        try:
-            frames, metadata, sample_fps = VIDEO_READER_BACKENDS[reader](ele)
-        except VideoError as error:
-            failures.append(str(error))
-            if reader != order[-1]:
-                logger.warning(
-                    "%s can't be read with %s (%s); trying the next reader",
-                    media.describe(ele["video"]), reader, error,
-                )  # fmt: skip
-            continue
-        return Video(frames, _own_metadata(metadata, reader, sample_fps))
-    raise VideoError(f"{media.describe(ele['video'])}: no reader can decode it: {'; '.join(failures)}")
-
-
-def _own_metadata(metadata: Mapping[str, Any], reader: str, sample_fps: float) -> VideoMetadata:
-    """Metadata in our type, also from a reader that somebody put into VIDEO_READER_BACKENDS."""
-    if isinstance(metadata, VideoMetadata):
-        return metadata
-    indices = tuple(int(index) for index in metadata["frames_indices"])
-    return VideoMetadata(
-        fps=metadata["fps"],
-        frames_indices=indices,
-        timestamps=tuple(index / metadata["fps"] for index in indices),
-        total_num_frames=metadata["total_num_frames"],
-        video_backend=metadata.get("video_backend", reader),
-        sample_fps=sample_fps,
-    )
+def _readers() -> list[tuple[str, FileReader | ReadVideo]]:
+    get_video_reader_backend()  # says which
+    return [(name, VIDEO_READER_BACKENDS[name]) for name in _reader_order()]
 
 
 def item_frame_bounds(
@@ -372,65 +322,37 @@ def item_frame_bounds(
     return low, high
 
 
-def load_video(ele: Mapping[str, Any], factor: int, frame_limits: FrameLimits) -> Video:
-    """The sampled frames of one item, uint8 [n, 3, height, width], resized once to multiples of `factor`.
-
-    `ele` is as for `fetch_video`. Raises MediaError, a ValueError that names the source.
-    """
-    _, source = media.vision_source(ele)
-    if isinstance(source, (list, tuple)):
-        return _load_frame_list(ele, source, factor, frame_limits)
-    frames, metadata = _read_file({**ele, "video": source})
-    size = tuple(frames.shape[-2:])
-    rows, columns = _target(ele, source, size, factor, lambda: frame_limits(ele, len(frames)))
-    return Video(videos.resize(frames, rows, columns), metadata)
-
-
-def _load_frame_list(
-    ele: Mapping[str, Any], source: Sequence[Any], factor: int, frame_limits: FrameLimits
-) -> Video:
-    if not source:
-        raise VideoError("the list of frames of a video is empty")
-    with ThreadPoolExecutor(min(MAX_NUM_WORKERS_FETCH_VIDEO, len(source))) as pool:
-        images = list(pool.map(_open_frame, source))
-    images += images[-1:] * (-len(images) % FRAME_FACTOR)
-    width, height = images[0].size
-    rows, columns = _target(ele, source, (height, width), factor, lambda: frame_limits(ele, len(images)))
-    sample_fps = 2.0 if ele.get("sample_fps") is None else ele["sample_fps"]
-    raw_fps = sample_fps if ele.get("raw_fps") is None else ele["raw_fps"]
-    metadata = videos.frame_list_metadata(len(images), sample_fps, raw_fps)
-    return Video(videos.stack(images, rows, columns), metadata)
-
-
-def _open_frame(frame: Any) -> "Image.Image":
-    return open_image(media.vision_source({"image": frame})[1])
-
-
 def fetch_video(
     ele: Mapping[str, Any],
     image_patch_size: int = 14,
     return_video_sample_fps: bool = False,
     return_video_metadata: bool = False,
+    *,
+    dtype: "torch.dtype | None" = None,
+    policy: MediaPolicy = PERMISSIVE,
 ) -> Any:
-    """Sampled frames, float32 [n, 3, height, width] in 0..255, n even.
+    """Sampled frames [n, 3, height, width] in 0..255, n even; float32, or `dtype` (uint8 is a quarter of it).
 
-    `ele` holds the source under `video` or `video_url` (path, `file://`, http(s), data URL, bytes, or a list
-    of pictures with `sample_fps` and `raw_fps`) and optionally `fps` with `min_frames` and `max_frames`, or
-    `nframes`; `video_start`, `video_end` [seconds]; `min_pixels`, `max_pixels` of a frame; `total_pixels` of
-    the video; `resized_height` with `resized_width`.
+    `ele` holds the source under `video` or `video_url` (path, `file://`, http(s), data URL, bytes, a file
+    object, or a list or array of pictures with `sample_fps` and `raw_fps`) and optionally `fps` with
+    `min_frames` and `max_frames`, or `nframes`; `video_start`, `video_end` [seconds]; `min_pixels`,
+    `max_pixels` of a frame; `total_pixels` of the video; `resized_height` with `resized_width`. `policy` says
+    what may be fetched, and how long that and decoding may take.
 
     Returns the frames, `(frames, VideoMetadata)` with `return_video_metadata`, and with
     `return_video_sample_fps` `(that, frames taken per second)`. Raises MediaError.
     """
-    factor = int(image_patch_size * SPATIAL_MERGE_SIZE)
-
-    def frame_limits(ele: Mapping[str, Any], frames: int) -> tuple[float, float]:
-        default_min = _old_or("VIDEO_MIN_PIXELS", VIDEO_MIN_TOKEN_NUM * factor * factor)
-        return item_frame_bounds(ele, frames, factor, default_min)
-
-    frames, metadata = load_video(ele, factor, frame_limits)
-    video = (frames.float(), metadata) if return_video_metadata else frames.float()
+    frames, metadata = load_video(ele, _default_rules(image_patch_size), policy, _pixel_type(dtype))
+    video = (frames, metadata) if return_video_metadata else frames
     return (video, metadata.sample_fps) if return_video_sample_fps else video
+
+
+def _pixel_type(dtype: "torch.dtype | None") -> "torch.dtype":
+    import torch
+
+    if dtype not in (None, torch.float32, torch.uint8):
+        raise ValueError(f"dtype={dtype}: frames are torch.float32 or torch.uint8")
+    return torch.float32 if dtype is None else dtype
 
 
 def extract_vision_info(conversations: Sequence[Any]) -> list[dict[str, Any]]:
@@ -463,22 +385,30 @@ def process_vision_info(
     return_video_kwargs: bool = False,
     return_video_metadata: bool = False,
     image_patch_size: int = 14,
+    *,
+    total_tokens: int | None = None,
+    dtype: "torch.dtype | None" = None,
+    policy: MediaPolicy = PERMISSIVE,
 ) -> tuple[Any, ...]:
     """(images or None, videos or None[, keyword arguments for the processor]) of all messages, in order.
 
     Videos are what `fetch_video` returns, with metadata if asked for. The keyword arguments are
-    `do_sample_frames=False`, and without metadata `fps`, the frames taken per second of each video.
+    `do_sample_frames=False`, and without metadata `fps`, the frames taken per second of each video. With
+    `total_tokens` the media share that many tokens of the model, fairly. Raises MediaError, and ValueError
+    where they can't be made small enough.
     """
-    images, clips, rates = [], [], []
-    for ele in extract_vision_info(conversations):
-        if media.vision_source(ele)[0] == "image":
-            images.append(fetch_image(ele, image_patch_size=image_patch_size))
-        else:
-            clip, rate = fetch_video(ele, image_patch_size, True, return_video_metadata)
-            clips.append(clip)
-            rates.append(rate)
+    loaded = load(
+        extract_vision_info(conversations),
+        _default_rules(image_patch_size),
+        policy,
+        _pixel_type(dtype),
+        total_tokens,
+    )
+    clips = [medium for medium in loaded if isinstance(medium, Video)]
+    images = [medium for medium in loaded if not isinstance(medium, Video)]
     kwargs: dict[str, Any] = {"do_sample_frames": False}
     if not return_video_metadata:
-        kwargs["fps"] = rates
-    found = (images or None, clips or None)
+        kwargs["fps"] = [clip.metadata.sample_fps for clip in clips]
+    frames = [tuple(clip) if return_video_metadata else clip.frames for clip in clips]
+    found = (images or None, frames or None)
     return (*found, kwargs) if return_video_kwargs else found

@@ -1,26 +1,24 @@
 """Video readers behind one interface: open a file, let the caller choose frames, decode those.
 
-    source --open--> total_frames, fps --choose--> frame indices --decode--> frames [n, 3, h, w] + seconds [n]
+    source --opened--> Header --(the caller chooses)--> indices --frames--> (pixels [h, w, 3], second) ...
 
-A reader is a module of this folder with one function
-`read(source: Path | bytes, choose: Choose, threads: int) -> Decoded`, which raises VideoError where the
-decoder fails and lets the exceptions of `choose` pass.
+A reader is a module of this folder with one context manager `opened(source, threads)` that gives an `Opened`
+and raises VideoError where the decoder fails. Readers run in a decoder process (`worker`), which the parent
+(`processes`) starts, asks and, when a decoder hangs, kills.
 """
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import VideoError
 
 if TYPE_CHECKING:
-    import torch
-
-Choose = Callable[[int, float], Sequence[int]]
-"""(total_frames, fps) -> the indices of the wanted frames, ascending."""
+    import numpy as np
 
 NAMES = ("torchcodec", "decord", "pyav", "torchvision")
 """Every reader, the preferred first."""
@@ -30,19 +28,38 @@ MODULES = {"torchcodec": "torchcodec", "decord": "decord", "pyav": "av", "torchv
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """Frames as a reader delivers them."""
+class Header:
+    """What is known of a video before its pixels are decoded."""
 
-    frames: "torch.Tensor"
-    """[n, 3, height, width] uint8, upright."""
-    indices: tuple[int, ...]
-    """Position of each frame in the file."""
-    seconds: tuple[float, ...]
-    """Presentation time of each frame; the file's first frame is at 0."""
-    fps: float
-    """Average frames per second of the file."""
     total_frames: int
-    """Frames in the file."""
+    fps: float
+    """Average frames per second."""
+    height: int
+    width: int
+    """Pixels of an upright frame."""
+
+
+class Opened(Protocol):
+    """A video that is open in a reader."""
+
+    header: Header
+
+    def frames(self, indices: Sequence[int]) -> "Iterator[tuple[np.ndarray, float]]":
+        """Each frame of `indices` (ascending): uint8 [height, width, 3], upright, and its presentation time
+        in seconds, the file's first frame being at 0."""
+        ...
+
+    def seconds(self, indices: Sequence[int]) -> list[float]:
+        """The presentation times that `frames` would give, without decoding."""
+        ...
+
+
+class Reader(Protocol):
+    """What a module of this folder offers."""
+
+    def opened(self, source: str | bytes, threads: int) -> AbstractContextManager[Opened]:
+        """Open a path or the bytes of a file. Raises VideoError."""
+        ...
 
 
 def installed(name: str) -> bool:
@@ -50,16 +67,19 @@ def installed(name: str) -> bool:
     return importlib.util.find_spec(MODULES[name]) is not None
 
 
-def read(name: str, source: Path | bytes, choose: Choose, threads: int) -> Decoded:
-    """Decode the chosen frames of `source` with reader `name`.
-
-    Raises VideoError where the reader can't be loaded or fails.
-    """
+def load(name: str) -> ModuleType:
+    """The module of reader `name`, a `Reader`. Raises VideoError where its package can't be loaded."""
     if name not in NAMES:
         raise ValueError(f"unknown video reader {name!r}; the readers are {', '.join(NAMES)}")
     try:
-        module = importlib.import_module(f"{__name__}.{name}")
+        return importlib.import_module(f"{__name__}.{name}")
     except (ImportError, OSError, RuntimeError) as error:
         # torchcodec raises RuntimeError where FFmpeg's libraries are missing
         raise VideoError(f"video reader {name} can't be loaded: {error}") from error
-    return module.read(source, choose, threads)
+
+
+def checked(name: str, header: Header) -> Header:
+    """`header`, where it describes a video. Raises VideoError."""
+    if header.total_frames < 1 or not 0 < header.fps < float("inf") or min(header.height, header.width) < 1:
+        raise VideoError(f"{name}: no usable video stream ({header})")
+    return header

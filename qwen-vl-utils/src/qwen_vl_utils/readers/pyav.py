@@ -1,60 +1,72 @@
 """Reader on PyAV, which carries its own FFmpeg and so works everywhere."""
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import av
 import av.error
 import numpy as np
-import torch
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from ..errors import VideoError
-from . import Choose, Decoded
-
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
+from . import Header, checked
 
 
-@dataclass(frozen=True)
-class _Index:
-    """What the packets tell without decoding: the times of all frames, and where decoding can start."""
+class _Opened:
+    """See `readers.Opened`. The packets are scanned once, so counts and times are exact."""
 
-    pts: list[int]
-    keys: list[int]
+    def __init__(self, container: InputContainer, stream: VideoStream):
+        self._container, self._stream = container, stream
+        self._pts, self._keys = _scan(container, stream)
+        # Whether the picture is turned stands in no header that PyAV shows, but in the frames.
+        self._frames = self._from(self._keys[0])
+        self._ahead = next(self._frames, None)
+        if self._ahead is None:
+            raise VideoError("pyav: no frame can be decoded")
+        height, width = _upright(self._ahead).shape[:2]
+        fps = _fps(stream, self._pts)
+        self.header = checked("pyav", Header(len(self._pts), fps, height, width))
+
+    def frames(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, float]]:
+        last, shown = None, None
+        for index, second in zip(indices, self.seconds(indices), strict=True):
+            if shown is None or index != last:
+                last, shown = index, (_upright(self._at(self._pts[index])), second)
+            yield shown
+
+    def seconds(self, indices: Sequence[int]) -> list[float]:
+        base = self._stream.time_base or 0
+        return [float((self._pts[index] - self._pts[0]) * base) for index in indices]
+
+    def _from(self, key: int) -> Iterator[VideoFrame]:
+        self._container.seek(key, stream=self._stream, backward=True)
+        return self._container.decode(self._stream)
+
+    def _at(self, wanted: int) -> VideoFrame:
+        """The frame shown at `wanted`. Seeks only where a key frame lies between the decoder and it."""
+        key = self._keys[max(0, bisect_right(self._keys, wanted) - 1)]
+        frame, position = self._ahead, None if self._ahead is None else self._ahead.pts
+        if position is None or not max(key, position) <= wanted or position < key:
+            self._frames, frame = self._from(key), None
+        try:
+            while frame is None or frame.pts is None or frame.pts < wanted:
+                frame = next(self._frames)
+        except StopIteration:
+            frame = None
+        except av.error.FFmpegError as error:
+            raise VideoError(f"pyav: {error}") from error
+        self._ahead = frame
+        if frame is None or frame.pts != wanted:
+            raise VideoError(f"pyav: no frame can be decoded for time {wanted} * {self._stream.time_base} s")
+        return frame
 
 
-def read(source: Path | bytes, choose: Choose, threads: int) -> Decoded:
-    """See `readers`. The packets are scanned once, so counts and times are exact."""
-    opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-    try:
-        with av.open(opened, mode="r") as container:
-            if not container.streams.video:
-                raise VideoError("pyav: there is no video stream")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = threads
-            stream.thread_type = "AUTO"
-            index = _scan(container, stream)
-            fps = _fps(stream, index.pts)
-            wanted = list(choose(len(index.pts), fps))
-            frames = _decode(container, stream, index, [index.pts[i] for i in wanted])
-            base = float(stream.time_base or 0)
-    except av.error.FFmpegError as error:
-        raise VideoError(f"pyav: {error}") from error
-    return Decoded(
-        frames=torch.from_numpy(frames).permute(0, 3, 1, 2),
-        indices=tuple(wanted),
-        seconds=tuple((index.pts[i] - index.pts[0]) * base for i in wanted),
-        fps=fps,
-        total_frames=len(index.pts),
-    )
-
-
-def _scan(container: "InputContainer", stream: "VideoStream") -> _Index:
+def _scan(container: InputContainer, stream: VideoStream) -> tuple[list[int], list[int]]:
+    """(times of all frames, of those where decoding can start), ascending."""
     pts, keys = [], []
     for packet in container.demux(stream):
         if packet.pts is None or packet.is_discard:
@@ -64,10 +76,10 @@ def _scan(container: "InputContainer", stream: "VideoStream") -> _Index:
             keys.append(packet.pts)
     if not pts:
         raise VideoError("pyav: the video stream has no frames with a time")
-    return _Index(sorted(pts), sorted(keys))
+    return sorted(pts), sorted(keys) or [min(pts)]
 
 
-def _fps(stream: "VideoStream", pts: list[int]) -> float:
+def _fps(stream: VideoStream, pts: list[int]) -> float:
     if stream.average_rate:
         return float(stream.average_rate)
     span = (pts[-1] - pts[0]) * float(stream.time_base or 0)
@@ -76,28 +88,21 @@ def _fps(stream: "VideoStream", pts: list[int]) -> float:
     return (len(pts) - 1) / span
 
 
-def _decode(
-    container: "InputContainer", stream: "VideoStream", index: _Index, wanted: Sequence[int]
-) -> np.ndarray:
-    """The frames shown at the times `wanted` (ascending), [n, height, width, 3] uint8.
-
-    Seeks only where a key frame lies between the decoder and the next wanted frame.
-    """
-    images: dict[int, np.ndarray] = {}
-    keys = np.asarray(index.keys or index.pts[:1])
-    position, frames = None, iter(())
-    for target in dict.fromkeys(wanted):
-        key = int(keys[max(0, np.searchsorted(keys, target, side="right") - 1)])
-        if position is None or key > position:
-            container.seek(key, stream=stream, backward=True)
-            frames = container.decode(stream)
-        frame = next((frame for frame in frames if frame.pts is not None and frame.pts >= target), None)
-        if frame is None or frame.pts != target:
-            raise VideoError(f"pyav: no frame can be decoded for time {target} * {stream.time_base} s")
-        position = frame.pts
-        images[target] = _upright(frame)
-    return np.stack([images[target] for target in wanted])
+def _upright(frame: VideoFrame) -> np.ndarray:
+    pixels = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90)) if frame.rotation else pixels
 
 
-def _upright(frame: "VideoFrame") -> np.ndarray:
-    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+@contextmanager
+def opened(source: str | bytes, threads: int) -> Iterator[_Opened]:
+    """See `readers.Reader`."""
+    try:
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else source, mode="r") as container:
+            if not container.streams.video:
+                raise VideoError("pyav: there is no video stream")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = threads
+            stream.thread_type = "AUTO"
+            yield _Opened(container, stream)
+    except av.error.FFmpegError as error:
+        raise VideoError(f"pyav: {error}") from error

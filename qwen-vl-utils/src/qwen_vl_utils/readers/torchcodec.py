@@ -1,32 +1,53 @@
 """Reader on torchcodec (FFmpeg's shared libraries must be installed)."""
 
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportPrivateImportUsage]
 
 from ..errors import VideoError
-from . import Choose, Decoded
+from . import Header, checked, pyav
+
+ERRORS = (RuntimeError, ValueError, IndexError)
 
 
-def read(source: Path | bytes, choose: Choose, threads: int) -> Decoded:
-    """See `readers`. The whole file is scanned once, so counts and times are exact."""
-    try:
-        decoder = VideoDecoder(source, num_ffmpeg_threads=threads)
-    except (RuntimeError, ValueError) as error:
-        raise VideoError(f"torchcodec: {error}") from error
-    stream = decoder.metadata
-    if not stream.num_frames or not stream.average_fps:
-        raise VideoError(f"torchcodec: {stream.num_frames} frames at {stream.average_fps} frames per second")
-    indices = list(choose(stream.num_frames, stream.average_fps))
-    try:
-        batch = decoder.get_frames_at(indices=indices)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise VideoError(f"torchcodec: {error}") from error
-    start = stream.begin_stream_seconds or 0.0
-    return Decoded(
-        frames=batch.data,
-        indices=tuple(indices),
-        seconds=tuple(float(second) - start for second in batch.pts_seconds.tolist()),
-        fps=float(stream.average_fps),
-        total_frames=stream.num_frames,
-    )
+class _Opened:
+    """See `readers.Opened`."""
+
+    def __init__(self, source: str | bytes, threads: int):
+        self._source = source
+        try:
+            # The whole file is scanned, without decoding, so counts and times are exact.
+            self._decoder = VideoDecoder(source, num_ffmpeg_threads=threads, dimension_order="NHWC")
+        except ERRORS as error:
+            raise VideoError(f"torchcodec: {error}") from error
+        stream = self._decoder.metadata
+        self._start = stream.begin_stream_seconds or 0.0
+        self.header = checked(
+            "torchcodec",
+            Header(
+                stream.num_frames or 0, float(stream.average_fps or 0), stream.height or 0, stream.width or 0
+            ),
+        )
+
+    def frames(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, float]]:
+        last, shown = None, None
+        for index in indices:
+            if shown is None or index != last:
+                try:
+                    frame = self._decoder.get_frame_at(index)
+                except ERRORS as error:
+                    raise VideoError(f"torchcodec: frame {index}: {error}") from error
+                last, shown = index, (frame.data.numpy(), float(frame.pts_seconds) - self._start)
+            yield shown
+
+    def seconds(self, indices: Sequence[int]) -> list[float]:
+        with pyav.opened(self._source, 1) as video:  # torchcodec tells no time without decoding
+            return video.seconds(indices)
+
+
+@contextmanager
+def opened(source: str | bytes, threads: int) -> Iterator[_Opened]:
+    """See `readers.Reader`."""
+    yield _Opened(source, threads)
