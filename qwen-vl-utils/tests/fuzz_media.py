@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import random
+import re
 import select
 import signal
 import statistics
@@ -169,6 +170,9 @@ def attempt(item: Input, index: int, folder: Path, policy: dict[str, Any], plant
             return f"!valid file refused: {kind}", message
         if not message or len(message) > 2000:
             return f"!message of {len(message)} characters: {kind}", message[:500]
+        if died := re.search(r"decoder process died \((.+?)\)", message):
+            # A library that crashes there is what the process is for; with an exit status Python raised.
+            return f"{'!' if 'exit' in died[1] else ''}{kind}, decoder died: {died[1]}", message
         return kind, message
     except Exception as error:  # what this program looks for: whatever is no MediaError
         return f"!{type(error).__name__}", "".join(traceback.format_exception(error))[-3000:]

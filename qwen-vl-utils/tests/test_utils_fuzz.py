@@ -1,4 +1,4 @@
-"""A short run of fuzz_media.py: damaged media give a result or one MediaError, and the harness sees the rest."""
+"""A short run of fuzz_media.py: damaged media give a result or one MediaError; the harness sees all else."""
 
 import json
 import subprocess
