@@ -185,3 +185,38 @@ def test_frame_range_rounds_inward_and_clamps():
         frames({}, 100, 0)
     with pytest.raises(ValueError, match="total_frames"):
         frames({}, 0, 10.0)
+
+
+# --- one budget for all media
+
+
+@given(
+    total=st.integers(0, 3000),
+    media=st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), min_size=1, max_size=8),
+)
+@settings(max_examples=500)
+def test_a_budget_is_shared_fairly(total, media):
+    wanted, least = [want for want, _ in media], [need for _, need in media]
+    needs = [min(want, need) for want, need in media]
+    if sum(needs) > total:
+        with pytest.raises(
+            ValueError, match=f"total_tokens={total} can't hold the media .* need {sum(needs)}"
+        ):
+            sizes.share(total, wanted, least)
+        return
+    shares = sizes.share(total, wanted, least)
+    assert sum(shares) <= total
+    assert all(need <= got <= want for need, got, want in zip(needs, shares, wanted, strict=True))
+    if sum(wanted) <= total:
+        assert shares == wanted
+        return
+    assert total - sum(shares) < len(media)  # hardly anything is left over
+    # nobody who got less than it wanted envies one who got more than it needs
+    short = min(got for got, want in zip(shares, wanted, strict=True) if got < want)
+    assert all(got <= max(short, need) for got, need in zip(shares, needs, strict=True))
+
+
+def test_small_media_keep_what_they_need():
+    assert sizes.share(100, [10, 20, 500, 500], [1, 1, 1, 1]) == [10, 20, 35, 35]
+    assert sizes.share(100, [10, 20, 500, 500], [1, 1, 50, 1]) == [10, 20, 50, 20]
+    assert sizes.share(1000, [10, 20], [1, 1]) == [10, 20]

@@ -418,7 +418,7 @@ def test_a_frame_that_cannot_be_decoded_is_an_error_not_its_neighbour(steady, mo
 
     monkeypatch.setattr(pyav, "_scan", scan)
     with (
-        pyav.opened(str(steady), 1) as video,
+        pyav.opened(str(steady), 1, 10**6) as video,
         pytest.raises(VideoError, match="no frame can be decoded for time"),
     ):
         list(video.frames([4, 5]))

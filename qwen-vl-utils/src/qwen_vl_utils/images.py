@@ -14,7 +14,7 @@ from typing import IO, Any
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from . import media
-from .errors import ImageError
+from .errors import ImageError, MediaError, MediaRefused
 from .policy import PERMISSIVE, Deadline, MediaPolicy
 
 ORIENTATION = 0x0112
@@ -38,7 +38,6 @@ DECODE_ERRORS = (
     MemoryError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 
 logger = logging.getLogger(__name__)
@@ -86,7 +85,8 @@ def opened(source: Any, policy: MediaPolicy, deadline: Deadline | None) -> Itera
         return
     located = media.locate(source, policy, deadline)
     try:
-        with Image.open(io.BytesIO(located) if isinstance(located, bytes) else located) as image:
+        stream = io.BytesIO(located) if isinstance(located, bytes) else located
+        with Image.open(stream, formats=policy.formats) as image:
             policy.check_format(image.format, name)
             policy.check_size(*image.size, name)
             if image.format in STEPS and getattr(image, "is_animated", False):
@@ -95,9 +95,11 @@ def opened(source: Any, policy: MediaPolicy, deadline: Deadline | None) -> Itera
                 )
             yield image
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not a readable picture: its bytes are in no known format") from error
-    except media.MediaError:
+        raise ImageError(f"{name}: not a readable picture: its bytes are in no allowed format") from error
+    except MediaError:
         raise
+    except Image.DecompressionBombError as error:
+        raise MediaRefused(f"{name}: more pixels than Pillow opens: {error}") from error
     except DECODE_ERRORS as error:
         raise ImageError(f"{name}: not a readable picture: {error or type(error).__name__}") from error
 

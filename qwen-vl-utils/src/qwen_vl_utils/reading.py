@@ -103,8 +103,10 @@ class FileReader:
         from .readers.processes import session
 
         name = media.describe(ele["video"])
+        if not isinstance(located, bytes) and "%" in located.name:
+            located = located.read_bytes()  # FFmpeg takes a%d.png for a series of pictures
         source = located if isinstance(located, bytes) else str(located)
-        with session(self.name, source, decoder_threads(), deadline, name) as opened:
+        with session(self.name, source, decoder_threads(), policy.max_pixels, deadline, name) as opened:
             header = opened.header
             policy.check_size(header.width, header.height, name)
             policy.check_seconds(header.total_frames / header.fps, name)

@@ -2,8 +2,8 @@
 
     source --opened--> Header --(the caller chooses)--> indices --frames--> (pixels [h, w, 3], second) ...
 
-A reader is a module of this folder with one context manager `opened(source, threads)` that gives an `Opened`
-and raises VideoError where the decoder fails. Readers run in a decoder process (`worker`), which the parent
+A reader is a module of this folder with one context manager, `Reader.opened`, that gives an `Opened` and
+raises VideoError where the decoder fails. Readers run in a decoder process (`worker`), which the parent
 (`processes`) starts, asks and, when a decoder hangs, kills.
 """
 
@@ -57,8 +57,12 @@ class Opened(Protocol):
 class Reader(Protocol):
     """What a module of this folder offers."""
 
-    def opened(self, source: str | bytes, threads: int) -> AbstractContextManager[Opened]:
-        """Open a path or the bytes of a file. Raises VideoError."""
+    def opened(self, source: str | bytes, threads: int, max_pixels: int) -> AbstractContextManager[Opened]:
+        """Open a path or the bytes of a file. Raises VideoError.
+
+        A reader that has to decode a frame to write its header leaves that where there are more than
+        `max_pixels`.
+        """
         ...
 
 

@@ -44,6 +44,6 @@ class _Opened:
 
 
 @contextmanager
-def opened(source: str | bytes, threads: int) -> Iterator[_Opened]:
+def opened(source: str | bytes, threads: int, max_pixels: int) -> Iterator[_Opened]:
     """See `readers.Reader`."""
     yield _Opened(source, threads)

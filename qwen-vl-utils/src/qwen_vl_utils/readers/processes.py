@@ -2,9 +2,9 @@
 
     session(reader, source) --request--> DecoderProcess --header, frames--> the caller
 
-Decoders hang and crash on broken files, and a thread can't be killed. So a video is decoded in a child process
-(`worker`), of which as many run as videos are read at once. Pixels come back through a socket,
-already resized.
+Decoders hang and crash on broken files, and a thread can't be killed. So a video is decoded in a child
+process (`worker`), of which as many run as videos are read at once. Pixels come back through a socket, already
+resized.
 """
 
 import atexit
@@ -78,7 +78,7 @@ class Session:
 
 @contextmanager
 def session(
-    reader: str, source: str | bytes, threads: int, deadline: Deadline, name: str
+    reader: str, source: str | bytes, threads: int, max_pixels: int, deadline: Deadline, name: str
 ) -> Iterator[Session]:
     """Open `source` (a path or a file's bytes) with a reader; `name` is what errors call it.
 
@@ -87,7 +87,12 @@ def session(
     process, opened = _take(), None
     reusable = False
     try:
-        request = {"reader": reader, "threads": threads, "seconds": deadline.left(name)}
+        request = {
+            "reader": reader,
+            "threads": threads,
+            "max_pixels": max_pixels,
+            "seconds": deadline.left(name),
+        }
         if isinstance(source, bytes):
             process.send({**request, "path": None}, source)
         else:
@@ -124,6 +129,7 @@ class DecoderProcess:
                 stdin=subprocess.DEVNULL,
                 env=os.environ | ENVIRONMENT,
             )  # fmt: skip
+        self.pid = self._child.pid
         self._channel = ours
         self._started = False
         self.videos = 0
@@ -154,8 +160,7 @@ class DecoderProcess:
             try:
                 count = self._channel.recv_into(view)
             except TimeoutError as error:
-                deadline.left(name)
-                raise deadline.stalled(name) from error
+                raise deadline.after(wait, name) from error
             except ConnectionResetError:
                 count = 0
             if not count:

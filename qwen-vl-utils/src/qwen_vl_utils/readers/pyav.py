@@ -19,15 +19,20 @@ from . import Header, checked
 class _Opened:
     """See `readers.Opened`. The packets are scanned once, so counts and times are exact."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream):
+    def __init__(self, container: InputContainer, stream: VideoStream, max_pixels: int):
         self._container, self._stream = container, stream
         self._pts, self._keys = _scan(container, stream)
-        # Whether the picture is turned stands in no header that PyAV shows, but in the frames.
-        self._frames = self._from(self._keys[0])
-        self._ahead = next(self._frames, None)
-        if self._ahead is None:
-            raise VideoError("pyav: no frame can be decoded")
-        height, width = _upright(self._ahead).shape[:2]
+        self._frames, self._ahead = self._from(self._keys[0]), None
+        context = stream.codec_context
+        height, width = context.height, context.width
+        if height * width <= max_pixels:  # the caller refuses a larger one
+            # Whether the picture is turned stands in no header that PyAV shows, but in the frames.
+            self._ahead = next(self._frames, None)
+            if self._ahead is None:
+                raise VideoError("pyav: no frame can be decoded")
+            sideways = self._ahead.rotation % 180 != 0
+            height, width = self._ahead.height, self._ahead.width
+            height, width = (width, height) if sideways else (height, width)
         fps = _fps(stream, self._pts)
         self.header = checked("pyav", Header(len(self._pts), fps, height, width))
 
@@ -94,15 +99,18 @@ def _upright(frame: VideoFrame) -> np.ndarray:
 
 
 @contextmanager
-def opened(source: str | bytes, threads: int) -> Iterator[_Opened]:
+def opened(source: str | bytes, threads: int, max_pixels: int) -> Iterator[_Opened]:
     """See `readers.Reader`."""
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    # Should a playlist come this far, it can open nothing.
+    options = {"protocol_whitelist": "data" if isinstance(source, bytes) else "file"}
     try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else source, mode="r") as container:
+        with av.open(stream, mode="r", options=options) as container:
             if not container.streams.video:
                 raise VideoError("pyav: there is no video stream")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = threads
-            stream.thread_type = "AUTO"
-            yield _Opened(container, stream)
+            video = container.streams.video[0]
+            video.codec_context.thread_count = threads
+            video.thread_type = "AUTO"
+            yield _Opened(container, video, max_pixels)
     except av.error.FFmpegError as error:
         raise VideoError(f"pyav: {error}") from error

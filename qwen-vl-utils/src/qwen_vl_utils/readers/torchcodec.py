@@ -43,11 +43,11 @@ class _Opened:
             yield shown
 
     def seconds(self, indices: Sequence[int]) -> list[float]:
-        with pyav.opened(self._source, 1) as video:  # torchcodec tells no time without decoding
+        with pyav.opened(self._source, 1, 0) as video:  # torchcodec tells no time without decoding
             return video.seconds(indices)
 
 
 @contextmanager
-def opened(source: str | bytes, threads: int) -> Iterator[_Opened]:
+def opened(source: str | bytes, threads: int, max_pixels: int) -> Iterator[_Opened]:
     """See `readers.Reader`."""
     yield _Opened(source, threads)

@@ -30,12 +30,12 @@ class _Opened:
             yield self._frames[index].numpy(), second
 
     def seconds(self, indices: Sequence[int]) -> list[float]:
-        with pyav.opened(self._path, 1) as video:  # torchvision stands on PyAV and tells no times itself
+        with pyav.opened(self._path, 1, 0) as video:  # torchvision stands on PyAV and tells no times itself
             return video.seconds(indices)
 
 
 @contextmanager
-def opened(source: str | bytes, threads: int) -> Iterator[_Opened]:
+def opened(source: str | bytes, threads: int, max_pixels: int) -> Iterator[_Opened]:
     """See `readers.Reader`."""
     read_video = getattr(torchvision.io, "read_video", None)
     if read_video is None:

@@ -1,9 +1,9 @@
 """The decoder process: answers the requests of its parent on one socket until the parent is gone.
 
-    {reader, path | bytes, threads, seconds} --> {total_frames, fps, height, width} | {error}
-    {indices, target}                        --> {second} + pixels uint8 [3, height, width], each
-    {times}                                  --> {seconds}
-    {close}                                  --> the next request
+    {reader, path | bytes, ...} --> {total_frames, fps, height, width} | {error}
+    {indices, target}           --> {second} + pixels uint8 [3, height, width], each
+    {times}                     --> {seconds}
+    {close}                     --> the next request
 
 A video that hangs or crashes its decoder takes this process with it, never the parent. Frames are resized
 here: what travels is small, and neither the parent's threads nor its memory know of the large ones.
@@ -50,7 +50,8 @@ def main(descriptor: int) -> None:
 
 def _answer(channel: socket.socket, request: dict[str, Any], payload: bytes) -> None:
     source = payload if request["path"] is None else request["path"]
-    with load(request["reader"]).opened(source, request["threads"]) as video:
+    reader = load(request["reader"])
+    with reader.opened(source, request["threads"], request["max_pixels"]) as video:
         header = video.header
         send(channel, {
             "total_frames": header.total_frames, "fps": header.fps,
