@@ -64,7 +64,11 @@ def true_times(path):
     ]
     command = ["ffprobe", "-v", "quiet", *what, "-of", "json", str(path)]
     frames = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["frames"]
-    times = [float(frame.get("pts_time", frame["best_effort_timestamp_time"])) for frame in frames]
+    times = []
+    for frame in frames:
+        # AVI names few times; the best effort fills in what lies between, but not after the last.
+        time = frame.get("pts_time") or frame.get("best_effort_timestamp_time")
+        times.append(float(time) if time else 2 * times[-1] - times[-2])
     return tuple(time - times[0] for time in times)
 
 
