@@ -75,7 +75,14 @@ def rows(draw):
 
 
 PROSE = st.sampled_from(
-    ["", "Sure! It's here:\n", "In [the picture] {left} I see [0, 5) of 5% ", "f(x) = {x}: ", "\n"]
+    [
+        "",
+        "Sure! It's here:\n",
+        "In [the picture] {left} I see [0, 5) of 5% ",
+        "f(x) = {x}: ",
+        "at [: {,} ",
+        "\n",
+    ]
 )
 
 
@@ -96,7 +103,7 @@ def careless(value, draw):
 RENDERINGS = {
     "json": lambda items, draw: json.dumps(items),
     "unicode": lambda items, draw: json.dumps(items, ensure_ascii=False, indent=draw(st.integers(0, 4))),
-    "fence": lambda items, draw: f"```json\n{json.dumps(items)}\n```\nThat is [all}} I see.",
+    "fence": lambda items, draw: f"```json\n{json.dumps(items)}\n```\nThat is [all}} I see {{,}}.",
     "python": lambda items, draw: repr(items),
     "tuple": lambda items, draw: repr(tuple(items)) if items else "[]",
     "careless": careless,
@@ -188,6 +195,8 @@ def test_html_cut_at_any_place_keeps_exactly_the_elements_closed_before_it():
         parsed = parse_html(HTML[:cut])
         assert parsed.items == tuple(one for one in whole if one.end <= cut), HTML[:cut]
         assert parsed.truncated, HTML[:cut]
+    assert parse_html('<p data-bbox="1 2 3 4">x</p><p data-b').truncated
+    assert not parse_html('<p data-bbox="1 2 3 4">x</p> where a < b').truncated
 
 
 def test_html_that_is_not_nested_well_is_mended():
@@ -214,6 +223,9 @@ def test_markdown_gives_the_block_behind_each_comment():
     ]
     assert parsed.truncated and parsed.repairs == ("swapped corners",) and len(parsed.dropped) == 2
     assert parse_markdown(text[: text.index("<!-- Image (40")] + "<!-- Image (4").truncated
+    table = "<!-- Table (1, 2, 3, 4) -->\n\\begin{tabular} a"
+    parsed = parse_markdown(f"{table}\n{table} \\end{{tabular}}")
+    assert len(parsed.items) == len(parsed.dropped) == 1 and not parsed.truncated
 
 
 @pytest.mark.parametrize(
@@ -227,6 +239,7 @@ def test_markdown_gives_the_block_behind_each_comment():
         ('[{"bbox_2d": [1, 2, 3, 4], "label": "a"]', ["a"], "missing bracket"),
         ('[{"bbox_2d": [1,2,3,4], "label": "a", {"bbox_2d": [1,2,3,4]}]', ["a", ""], "missing bracket"),
         ('{{"bbox_2d": [1, 2, 3, 4], "label": "a"}}', ["a"], "stray text"),
+        ('[{"bbox_2d": [1, 2, 3, 4], "label": "a",},]', ["a"], "trailing comma"),
         ('[{"bbox_2d": [1, 2, 3, 4],, "label": "a"}]', ["a"], "stray comma"),
         ('[{"bbox_2d": [1, 2, 3, 4], label "a"}]', ["a"], "missing colon"),
         ('[{"bbox_2d": [1, 2, 3, 4], "label"}]', [""], "key without value"),
@@ -350,8 +363,9 @@ HOSTILE = [
     "{", "[", "(", "[{", '[{"a":', '{"a":[', '{"a":{"a":', '"', "'", '["', '["a" ', '[" " ', "{]", "[}",
     "{'a'b:c ", "{a:b c ", "{a:b\n", "[/*", "[#", "[//", "[\\", '["\\', "[1 ", "[1,", "[,", "[-", "[{}", "a",
     '{"bbox_2d":[[', "\n", " ", '{"bbox_2d":"1', "[[1,2,3,4],", "```", "[```", "<", "<p ", "<p a", "<p a=",
-    "<p a='", '<p data-bbox="1 2 3 4">', "<!--", "<!-- (", "<!-- T (1,2,3,4) -->", "<p>", "</p>", "&#9",
-    "<!-- T (1,2,3,4) -->\\begin{a}", "<tool_call>", "<tool_call>{", "<think>", "</think>", "<|box_start|>",
+    "<p a='", '<p data-bbox="1 2 3 4">', "<!--", "<!-- (", "<!-- T (1,2,3,4) -->", "<p>", "</p>", "<b></i>",
+    "&#9", "<!-- T (1,2,3,4) -->\\begin{a}", "<tool_call>", "<tool_call>{", "<think>", "</think>",
+    "<|box_start|>",
     "<|box_end|>", "<ref>a</ref>", "<box>1 2 3 4</box> ", '<tool_call>{"name":"',
     "<points x1='1' y1='2'>", "<points x1='1' y1='2'></", '{"start":"1:', "{start:1:",
 ]  # fmt: skip
@@ -367,12 +381,19 @@ def seconds(parse, text):
     return min(times)
 
 
-@pytest.mark.parametrize("unit", HOSTILE)
-def test_work_grows_with_the_length_and_nothing_recurses(unit):
+WRAPPED = [
+    ("<p ", "a", ">"), ("<p ", "a=' ", ">"), ("<p data-bbox='", "1 ", "'>"), ("<points ", "x1='1' ", ">"),
+    ('{"bbox_2d":[1,2,3,', "1", "]}"), ('{"bbox_2d":[1,2,3,0.', "1", "]}"), ('{"a":', "b ", "}"),
+    ('{"start":"', "1", ':1","end":2}'), ('{"bbox_2d":[', "[1,2,3,4],", "]}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "unit", "after"), [("", unit, "") for unit in HOSTILE] + WRAPPED)
+def test_work_grows_with_the_length_and_nothing_recurses(before, unit, after):
     """Sixteen times the text: 16 times the work where it is linear, 256 times where it is quadratic."""
     for parse in (parse_places, parse_spans, parse_html, parse_markdown, parse_tool_calls):
-        little = seconds(parse, unit * (800 // len(unit)))
-        much = seconds(parse, unit * (12800 // len(unit)))
+        little = seconds(parse, before + unit * (800 // len(unit)) + after)
+        much = seconds(parse, before + unit * (12800 // len(unit)) + after)
         assert much < 70 * little + 0.01, f"{parse.__name__}: {little:.4f} s, then {much:.4f} s"
 
 

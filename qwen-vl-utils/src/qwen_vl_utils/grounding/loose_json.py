@@ -15,9 +15,6 @@ from typing import Any
 MAX_DEPTH = 64
 """Containers within containers; what is nested deeper is given up. Answers need four or five."""
 
-LONGEST_NUMBER = 400
-"""Characters; float takes them all, and the largest finite number has 309 digits."""
-
 _OPENING = re.compile(r"[\[{]")
 _TOKEN = re.compile(
     r"\s*+(?:(?P<fence>```)|(?P<comment>//[^\n]*+|\#[^\n]*+|/\*)|(?P<punct>[{}\[\](),:，：])"
@@ -77,7 +74,7 @@ def read(text: str) -> Loose:
 
 def number(text: str) -> int | float | None:
     """The number that `text` is, or None; may be infinite."""
-    if len(text) > LONGEST_NUMBER or not _NUMBER.match(text):
+    if not _NUMBER.match(text):
         return None
     digits = text.lstrip("+-")
     return int(text) if digits.isdigit() and len(digits) <= 18 else float(text)
@@ -105,7 +102,7 @@ class _Reader:
     found: list[Found] = field(default_factory=list)
     repairs: set[str] = field(default_factory=set)
     mended: set[str] = field(default_factory=set)  # in the value at hand; counts once that gave something
-    known: int = 0  # len(found) when the last value ended
+    gave: bool = False  # the value at hand held something
     truncated: bool = False
     braces: int = 0
     evidence: int = 0
@@ -150,10 +147,10 @@ class _Reader:
         self._settle()
 
     def _settle(self) -> None:
-        if any(one.value for one in self.found[self.known :]):
+        if self.gave:
             self.repairs |= self.mended
         self.mended.clear()
-        self.known = len(self.found)
+        self.gave = False
 
     def _comment(self, opening: str) -> bool:
         self.mended.add("comment")
@@ -223,6 +220,7 @@ class _Reader:
         held = bool(self.stack) and self.stack[-1].opener == "{"
         if is_dict or (not held and value and all(_is_number(one) for one in value)):
             self.found.append(Found(value=value, start=frame.start, end=self.position, depth=len(self.stack)))
+            self.gave |= bool(value)
         if self.stack:
             self._add(value)
         else:
@@ -308,8 +306,6 @@ class _Reader:
 
     def _atom(self, start: int) -> bool:
         """A number, a word that JSON or Python knows, an unquoted key or text, or prose."""
-        if self.position == len(self.text):
-            return self._end()  # may be half of something
         word, frame = self.text[start : self.position], self.stack[-1]
         if frame.opener == "{" and frame.key is None:
             self._key(word, quoted=False)
