@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from qwen_vl_utils import (
@@ -16,8 +17,10 @@ from qwen_vl_utils import (
     MediaNotFound,
     extract_vision_info,
     fetch_image,
+    fetch_video,
     process_vision_info,
 )
+from qwen_vl_utils.images import open_image
 from qwen_vl_utils.vision_process import to_rgb
 
 
@@ -264,3 +267,115 @@ def test_a_picture_from_a_stream_of_a_jpeg(tmp_path):
     stream = io.BytesIO()
     Image.new("CMYK", (28, 28), (0, 0, 0, 0)).save(stream, "JPEG")
     assert fetch_image({"image": stream.getvalue()}).getpixel((5, 5)) == (255, 255, 255)
+
+
+# --- arrays, and formats with more than one picture
+
+
+def levels(height=40, width=60):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda a: a,
+        lambda a: a.transpose(2, 0, 1),
+        lambda a: torch.from_numpy(a),
+        lambda a: torch.from_numpy(a).permute(2, 0, 1),
+        lambda a: torch.from_numpy(a).float() / 255,
+        lambda a: (a / 255.0).astype(np.float64),
+        lambda a: a.astype(np.uint16) * 257,
+    ],
+    ids=["numpy", "numpy, channels first", "torch", "torch, channels first", "0..1", "float64", "16 bits"],
+)
+def test_every_array_gives_the_same_picture(form):
+    array = levels()
+    expected = fetch_image({"image": Image.fromarray(array)})
+    assert fetch_image({"image": form(array)}).tobytes() == expected.tobytes()
+
+
+def test_arrays_of_one_and_four_channels():
+    grey, alpha = levels()[:, :, 0], np.dstack([levels(), np.zeros((40, 60), np.uint8)])
+    assert fetch_image({"image": grey}).tobytes() == fetch_image({"image": grey[:, :, None]}).tobytes()
+    assert fetch_image({"image": grey > 127}).getextrema() == ((0, 255),) * 3
+    assert fetch_image({"image": alpha}).getextrema() == ((255, 255),) * 3
+
+
+def test_an_array_of_three_by_three_by_three_is_read_by_its_librarys_custom():
+    array = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
+    assert open_image(array).getpixel((1, 0)) == (3, 4, 5)
+    assert open_image(torch.from_numpy(array)).getpixel((1, 0)) == (1, 10, 19)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((5, 5, 2), np.uint8), "a picture has the axes"),
+        (np.zeros((2, 5, 5, 3), np.uint8), "a picture has the axes"),
+        (np.zeros((0, 5, 3), np.uint8), "a picture has the axes"),
+        (np.zeros((5, 5, 3), np.int64), "pixels of the type int64; convert them to uint8"),
+        (np.full((5, 5, 3), 255.0), r"must lie in 0\.\.1, found 255 to 255; divide them by 255"),
+        (np.full((5, 5, 3), np.nan), r"must lie in 0\.\.1"),
+    ],
+)
+def test_arrays_that_are_no_picture(array, message):
+    with pytest.raises(ImageError, match=message):
+        fetch_image({"image": array})
+
+
+def test_a_video_of_arrays():
+    frames = np.stack([levels() for _ in range(4)])
+    expected = fetch_video({"video": [Image.fromarray(frame) for frame in frames]})
+    for video in (frames, torch.from_numpy(frames).permute(0, 3, 1, 2), list(frames)):
+        assert torch.equal(fetch_video({"video": video}), expected)
+    with pytest.raises(MediaError, match="an array of frames has four axes"):
+        fetch_video({"video": frames[0]})
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP"])
+def test_the_first_frame_of_an_animation_is_taken_and_said_so(tmp_path, format, caplog):
+    path = tmp_path / f"moving.{format.lower()}"
+    frames = [Image.new("RGB", (56, 56), colour) for colour in ("red", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, lossless=True)
+    assert fetch_image({"image": str(path)}).getpixel((20, 20)) == pytest.approx((255, 0, 0), abs=2)
+    assert "moving" in caplog.text and "only its first frame is used" in caplog.text
+
+
+def test_cmyk_is_converted_as_pillow_does(tmp_path):
+    path = tmp_path / "print.jpg"
+    Image.effect_noise((56, 56), 60).convert("CMYK").save(path)
+    with Image.open(path) as image:
+        assert fetch_image({"image": str(path)}).tobytes() == image.convert("RGB").resize((56, 56)).tobytes()
+
+
+def test_the_examples_of_openai():
+    array = levels(56, 56)
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    item = {"type": "image_url", "image_url": {"url": url, "detail": "high"}}
+    images, _ = process_vision_info([{"role": "user", "content": [item]}])
+    assert np.array_equal(np.asarray(images[0]), array)
+
+
+@pytest.mark.parametrize(
+    ("detail", "more", "most"),
+    [
+        (None, {"max_pixels": 1000 * 1000}, 1000 * 1000),
+        ("auto", {}, 2016 * 1988),
+        ("high", {}, 2016 * 1988),
+        ("low", {}, 512 * 512),
+        ("low", {"max_pixels": 700 * 700}, 700 * 700),
+    ],
+)
+def test_low_detail_is_a_small_picture(detail, more, most):
+    source = {"url": Image.new("RGB", (2000, 2000)), "detail": detail}
+    width, height = fetch_image({"image_url": source, **more}).size
+    assert most * 0.9 < width * height <= most
+
+
+def test_an_unknown_detail_is_an_error():
+    source = {"url": Image.new("RGB", (60, 60)), "detail": "lo"}
+    with pytest.raises(MediaError, match="detail='lo' is unknown"):
+        fetch_image({"image_url": source})

@@ -6,6 +6,7 @@ The names of qwen-vl-utils 0.0.14; `processor_inputs`, from messages to model in
 
 from typing import TYPE_CHECKING, Any
 
+from .cache import PixelCache
 from .errors import ImageError, MediaError, MediaNotFound, MediaRefused, MediaTimeout, VideoError
 from .policy import MediaPolicy
 from .videos import VideoMetadata
@@ -27,6 +28,7 @@ __all__ = [
     "MediaPolicy",
     "MediaRefused",
     "MediaTimeout",
+    "PixelCache",
     "VideoError",
     "VideoMetadata",
     "count_tokens",

@@ -44,15 +44,18 @@ logger = logging.getLogger(__name__)
 
 
 def open_image(
-    source: Any, policy: MediaPolicy = PERMISSIVE, deadline: Deadline | None = None
+    source: Any,
+    policy: MediaPolicy = PERMISSIVE,
+    deadline: Deadline | None = None,
+    name: str | None = None,
 ) -> Image.Image:
     """The picture behind `source` in RGB, upright.
 
     `source` is a PIL.Image, a path, a `file://`, http(s) or data URL, bytes, a file object, or an array
-    (`array_image`). Raises ImageError (bytes that are no picture), MediaNotFound, MediaRefused, MediaTimeout,
-    MediaError.
+    (`array_image`); errors call it `name`. Raises ImageError (bytes that are no picture), MediaNotFound,
+    MediaRefused, MediaTimeout, MediaError.
     """
-    with opened(source, policy, deadline) as image:
+    with opened(source, policy, deadline, name) as image:
         image = upright(image)
         if image.mode == "RGB" and not image.has_transparency_data:
             image.load()
@@ -61,21 +64,26 @@ def open_image(
 
 
 def image_size(
-    source: Any, policy: MediaPolicy = PERMISSIVE, deadline: Deadline | None = None
+    source: Any,
+    policy: MediaPolicy = PERMISSIVE,
+    deadline: Deadline | None = None,
+    name: str | None = None,
 ) -> tuple[int, int]:
     """(height, width) of the upright picture behind `source`, from its header; as `open_image` otherwise."""
-    with opened(source, policy, deadline) as image:
+    with opened(source, policy, deadline, name) as image:
         width, height = image.size
         return (width, height) if _orientation(image) in SIDEWAYS else (height, width)
 
 
 @contextmanager
-def opened(source: Any, policy: MediaPolicy, deadline: Deadline | None) -> Iterator[Image.Image]:
+def opened(
+    source: Any, policy: MediaPolicy, deadline: Deadline | None, name: str | None
+) -> Iterator[Image.Image]:
     """The picture as Pillow opens it, header read, allowed by `policy`, pixels not decoded yet.
 
     Everything that Pillow can't read, here or in the body of the `with`, is an ImageError.
     """
-    name = media.describe(source)
+    name = name or media.describe(source)
     if isinstance(source, Image.Image):
         policy.check_size(*source.size, name)
         yield source
@@ -155,6 +163,11 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
         return image.convert("RGB")  # 8-bit values in a 32-bit picture
     scaled = (np.clip(values, 0, 65535) * 255 + 32767) // 65535
     return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+
+
+def is_picture(source: Any) -> bool:
+    """Whether `source` is pixels already: a PIL.Image or an array."""
+    return isinstance(source, Image.Image) or is_array(source)
 
 
 def is_array(source: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import media, vision_process
+from .cache import PixelCache
 from .loading import ImageSize, Rules, load, measure, resized, within_budget
 from .patches import PatchLayout
 from .policy import PERMISSIVE, MediaPolicy
@@ -43,6 +44,7 @@ def processor_inputs(
     tools: list[Any] | None = None,
     total_tokens: int | None = None,
     policy: MediaPolicy = PERMISSIVE,
+    cache: PixelCache | None = None,
     **template_kwargs: Any,
 ) -> "BatchFeature":
     """Model inputs of a batch of conversations.
@@ -52,8 +54,8 @@ def processor_inputs(
     `{"type": "video", "video", fps?, ...}` with the keys of `fetch_image` and `fetch_video`. Sizes are
     multiples of the processor's patch and merge size; bounds that an item does not name are those of the
     processor's configuration. With `total_tokens` the media of each conversation share that many tokens,
-    fairly. `policy` says what may be fetched. `template_kwargs` reach the chat template (`add_vision_id`,
-    `enable_thinking`, ...).
+    fairly. `policy` says what may be fetched, `cache` keeps the pixels of files. `template_kwargs` reach the
+    chat template (`add_vision_id`, `enable_thinking`, ...).
 
     Returns a BatchFeature: `input_ids`, `attention_mask`, `mm_token_type_ids` [B, L] (tensors with `padding`
     or for one conversation, else lists of lists); with pictures `pixel_values` [patches, 3 * T * p * p]
@@ -70,7 +72,7 @@ def processor_inputs(
     for conversation in conversations:
         items = vision_process.extract_vision_info(conversation)
         kinds.append([media.vision_source(item)[0] for item in items])
-        loaded += load(items, rules, policy, total_tokens=total_tokens)
+        loaded += load(items, rules, policy, total_tokens=total_tokens, cache=cache)
     clips = [medium for medium in loaded if isinstance(medium, Video)]
     images = _images(processor, [medium for medium in loaded if not isinstance(medium, Video)])
     videos = _videos(processor, clips)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import media, reading, sizes, videos
+from .cache import PixelCache
 from .errors import MediaError, MediaRefused, VideoError
-from .images import image_size, is_array, open_image
+from .images import image_size, is_array, is_picture, open_image
 from .policy import PERMISSIVE, Deadline, MediaPolicy
 from .reading import FileReader
 from .videos import Video, VideoSize
@@ -56,13 +57,34 @@ class ImageSize:
     """(height, width) of the source."""
 
 
-def load_image(item: Item, rules: Rules, policy: MediaPolicy = PERMISSIVE) -> "Image.Image":
+def load_image(
+    item: Item, rules: Rules, policy: MediaPolicy = PERMISSIVE, cache: PixelCache | None = None
+) -> "Image.Image":
     """The picture of an item, RGB and upright, at its size. Raises MediaError, which names the source."""
     _, source = media.vision_source(item)
+    if cache is not None and not is_picture(source):
+        return _cached_image(item, source, rules, policy, cache)
     image = open_image(source, policy, policy.start())
     width, height = image.size
     rows, columns = _named(source, rules.image_target, item, height, width)
     return image.resize((columns, rows))
+
+
+def _cached_image(
+    item: Item, source: Any, rules: Rules, policy: MediaPolicy, cache: PixelCache
+) -> "Image.Image":
+    import numpy as np
+    from PIL import Image
+
+    deadline, name = policy.start(), media.describe(source)
+    located = media.locate(source, policy, deadline)
+    size = image_size(located, policy, deadline, name)
+    rows, columns = _named(source, rules.image_target, item, *size)
+
+    def make() -> dict[str, Any]:
+        return {"pixels": np.asarray(open_image(located, policy, deadline, name).resize((columns, rows)))}
+
+    return Image.fromarray(cache.get(located, {"image": [rows, columns]}, make)["pixels"])
 
 
 def measure_image(item: Item, rules: Rules, policy: MediaPolicy = PERMISSIVE) -> ImageSize:
@@ -73,7 +95,11 @@ def measure_image(item: Item, rules: Rules, policy: MediaPolicy = PERMISSIVE) ->
 
 
 def load_video(
-    item: Item, rules: Rules, policy: MediaPolicy = PERMISSIVE, dtype: "torch.dtype | None" = None
+    item: Item,
+    rules: Rules,
+    policy: MediaPolicy = PERMISSIVE,
+    dtype: "torch.dtype | None" = None,
+    cache: PixelCache | None = None,
 ) -> Video:
     """The sampled frames of an item, [n, 3, height, width] uint8 (or `dtype`), each resized once.
 
@@ -95,7 +121,7 @@ def load_video(
 
     def use(reader: str, entry: FileReader | Callable[..., Any]) -> Video:
         if isinstance(entry, FileReader):
-            return entry.read(item, located, size_of, dtype, policy, deadline)
+            return entry.read(item, located, size_of, dtype, policy, deadline, cache)
         frames, metadata, sample_fps = _foreign(reader, entry, item, policy)
         return Video(
             reading.resized(frames, size_of, dtype), reading.own_metadata(metadata, reader, sample_fps)
@@ -133,6 +159,7 @@ def load(
     policy: MediaPolicy = PERMISSIVE,
     dtype: "torch.dtype | None" = None,
     total_tokens: int | None = None,
+    cache: PixelCache | None = None,
 ) -> "list[Image.Image | Video]":
     """All media of a prompt, in order; with `total_tokens` made smaller so that they fit together.
 
@@ -144,8 +171,8 @@ def load(
 
     def one(item: Item) -> "Image.Image | Video":
         if media.vision_source(item)[0] == "image":
-            return load_image(item, rules, policy)
-        return load_video(item, rules, policy, dtype)
+            return load_image(item, rules, policy, cache)
+        return load_video(item, rules, policy, dtype, cache)
 
     return _each(_workers(), one, items)
 

@@ -46,6 +46,15 @@ def _unwrap(key: str, source: Any) -> Any:
     )
 
 
+def wants_low_detail(ele: Mapping[str, Any]) -> bool:
+    """Whether an OpenAI item asks for a small picture with `detail`. Raises MediaError for an unknown one."""
+    inner = ele.get("image_url")
+    detail = inner.get("detail") if isinstance(inner, Mapping) else ele.get("detail")
+    if detail not in (None, "auto", "high", "low"):
+        raise MediaError(f"detail={detail!r} is unknown; use 'low', 'high' or 'auto'")
+    return detail == "low"
+
+
 def describe(source: Any) -> str:
     """A short name of `source` for messages; never the bytes of a data URL, never a URL's secrets."""
     if isinstance(source, (bytes, bytearray, memoryview)):

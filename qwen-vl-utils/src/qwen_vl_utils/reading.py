@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import media
+from .cache import PixelCache
 from .containers import HEAD_BYTES, check_container
 from .errors import MediaError, VideoError
 from .policy import PERMISSIVE, Deadline, MediaPolicy
@@ -67,6 +68,7 @@ class FileReader:
         dtype: "torch.dtype",
         policy: MediaPolicy,
         deadline: Deadline,
+        cache: PixelCache | None = None,
     ) -> Video:
         """The sampled frames [n, 3, height, width], each resized as it arrives.
 
@@ -77,9 +79,35 @@ class FileReader:
         with self._clip(ele, located, policy, deadline) as clip:
             count, header = len(clip.indices), clip.session.header
             target = size_of(count, header.height, header.width)
-            frames = torch.empty((count, 3, *target), dtype=dtype)
-            seconds = clip.session.frames(clip.indices, frames.numpy())
-        return Video(frames, self._metadata(ele, clip, seconds))
+
+            def decode(dtype: torch.dtype) -> tuple[torch.Tensor, list[float]]:
+                frames = torch.empty((count, 3, *target), dtype=dtype)
+                return frames, clip.session.frames(clip.indices, frames.numpy())
+
+            if cache is None:
+                frames, seconds = decode(dtype)
+            else:
+                frames, seconds = self._cached(cache, located, clip, target, decode)
+        return Video(frames.to(dtype), self._metadata(ele, clip, seconds))
+
+    def _cached(
+        self,
+        cache: PixelCache,
+        located: Path | bytes,
+        clip: _Clip,
+        target: tuple[int, int],
+        decode: "Callable[[torch.dtype], tuple[torch.Tensor, list[float]]]",
+    ) -> "tuple[torch.Tensor, list[float]]":
+        import numpy as np
+        import torch
+
+        def make() -> dict[str, np.ndarray]:
+            frames, seconds = decode(torch.uint8)
+            return {"frames": frames.numpy(), "seconds": np.asarray(seconds)}
+
+        what = {"video": target, "indices": clip.indices, "reader": self.name}
+        arrays = cache.get(located, what, make)
+        return torch.from_numpy(arrays["frames"]), arrays["seconds"].tolist()
 
     def measure(
         self,

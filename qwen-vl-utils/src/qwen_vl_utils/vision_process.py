@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import readers, sizes, videos
+from . import media, readers, sizes, videos
+from .cache import PixelCache
 from .images import to_rgb
 from .loading import Rules, load, load_image, load_video
 from .policy import PERMISSIVE, MediaPolicy
@@ -56,6 +57,9 @@ FRAME_FACTOR = 2
 FPS_MIN_FRAMES = 4
 FPS_MAX_FRAMES = 768
 MAX_NUM_WORKERS_FETCH_VIDEO = 8
+
+LOW_DETAIL_PIXELS = 512 * 512
+"""The maximum of a picture whose OpenAI item says `"detail": "low"`."""
 
 # Releases up to 0.0.11: pixels at patch size 14. Set to another value they replace the token numbers.
 IMAGE_FACTOR = 28
@@ -124,8 +128,10 @@ def rules(factor: int, image_bounds: Bounds, frame_limits: FrameLimits) -> Rules
     `frame_limits`, in pixels."""
 
     def image_target(item: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
-        given = item.get("min_pixels"), item.get("max_pixels")
-        return target(item, height, width, lambda: sizes.bounds(*given, *image_bounds))
+        low, high = item.get("min_pixels"), item.get("max_pixels")
+        if high is None and media.wants_low_detail(item):
+            high = LOW_DETAIL_PIXELS
+        return target(item, height, width, lambda: sizes.bounds(low, high, *image_bounds))
 
     def frame_target(item: Mapping[str, Any], frames: int, height: int, width: int) -> tuple[int, int]:
         return target(item, height, width, lambda: frame_limits(item, frames))
@@ -159,17 +165,21 @@ def _default_rules(image_patch_size: int) -> Rules:
 
 
 def fetch_image(
-    ele: Mapping[str, Any], image_patch_size: int = 14, *, policy: MediaPolicy = PERMISSIVE
+    ele: Mapping[str, Any],
+    image_patch_size: int = 14,
+    *,
+    policy: MediaPolicy = PERMISSIVE,
+    cache: PixelCache | None = None,
 ) -> "Image.Image":
     """The picture of one item, RGB and upright, both sides multiples of image_patch_size *
     SPATIAL_MERGE_SIZE.
 
     `ele` holds the source under `image` or `image_url` (PIL.Image, path, `file://`, http(s), data URL, bytes,
     file object, numpy or torch array, or `{"url": ...}`) and optionally `resized_height` with
-    `resized_width`, `min_pixels`, `max_pixels`. `policy` says what may be fetched.
-    Raises MediaError, a ValueError that names the source.
+    `resized_width`, `min_pixels`, `max_pixels`. `policy` says what may be fetched; `cache` keeps the pixels
+    of files. Raises MediaError, a ValueError that names the source.
     """
-    return load_image(ele, _default_rules(image_patch_size), policy)
+    return load_image(ele, _default_rules(image_patch_size), policy, cache)
 
 
 def smart_nframes(ele: Mapping[str, Any], total_frames: int, video_fps: float) -> int:
@@ -330,6 +340,7 @@ def fetch_video(
     *,
     dtype: "torch.dtype | None" = None,
     policy: MediaPolicy = PERMISSIVE,
+    cache: PixelCache | None = None,
 ) -> Any:
     """Sampled frames [n, 3, height, width] in 0..255, n even; float32, or `dtype` (uint8 is a quarter of it).
 
@@ -337,12 +348,13 @@ def fetch_video(
     object, or a list or array of pictures with `sample_fps` and `raw_fps`) and optionally `fps` with
     `min_frames` and `max_frames`, or `nframes`; `video_start`, `video_end` [seconds]; `min_pixels`,
     `max_pixels` of a frame; `total_pixels` of the video; `resized_height` with `resized_width`. `policy` says
-    what may be fetched, and how long that and decoding may take.
+    what may be fetched, and how long that and decoding may take; `cache` keeps the frames of files.
 
     Returns the frames, `(frames, VideoMetadata)` with `return_video_metadata`, and with
     `return_video_sample_fps` `(that, frames taken per second)`. Raises MediaError.
     """
-    frames, metadata = load_video(ele, _default_rules(image_patch_size), policy, _pixel_type(dtype))
+    rules = _default_rules(image_patch_size)
+    frames, metadata = load_video(ele, rules, policy, _pixel_type(dtype), cache)
     video = (frames, metadata) if return_video_metadata else frames
     return (video, metadata.sample_fps) if return_video_sample_fps else video
 
@@ -389,13 +401,14 @@ def process_vision_info(
     total_tokens: int | None = None,
     dtype: "torch.dtype | None" = None,
     policy: MediaPolicy = PERMISSIVE,
+    cache: PixelCache | None = None,
 ) -> tuple[Any, ...]:
     """(images or None, videos or None[, keyword arguments for the processor]) of all messages, in order.
 
     Videos are what `fetch_video` returns, with metadata if asked for. The keyword arguments are
     `do_sample_frames=False`, and without metadata `fps`, the frames taken per second of each video. With
-    `total_tokens` the media share that many tokens of the model, fairly. Raises MediaError, and ValueError
-    where they can't be made small enough.
+    `total_tokens` the media share that many vision tokens, fairly; `dtype`, `policy` and `cache` are as in
+    `fetch_video`. Raises MediaError, and ValueError where the media can't be made small enough.
     """
     loaded = load(
         extract_vision_info(conversations),
@@ -403,6 +416,7 @@ def process_vision_info(
         policy,
         _pixel_type(dtype),
         total_tokens,
+        cache,
     )
     clips = [medium for medium in loaded if isinstance(medium, Video)]
     images = [medium for medium in loaded if not isinstance(medium, Video)]

@@ -3,8 +3,7 @@
     session(reader, source) --request--> DecoderProcess --header, frames--> the caller
 
 Decoders hang and crash on broken files, and a thread can't be killed. So a video is decoded in a child
-process (`worker`), of which as many run as videos are read at once. Pixels come back through a socket, already
-resized.
+process (`worker`); as many run as videos are read at once. Pixels come back through a socket, resized.
 """
 
 import atexit
