@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from qwen_vl_serve import GREEDY, Finished, Sampling, TextDelta, open_backend
-from qwen_vl_serve.backends.transformers import TextPieces
+from qwen_vl_serve.backends.transformers import TextPieces, TransformersBackend
+from qwen_vl_utils import MediaPolicy, MediaRefused
 
 SHORT = Sampling(temperature=0, max_new_tokens=8)
 
@@ -188,6 +189,18 @@ def test_sampling_out_of_bounds_is_refused_by_name(bad):
     ((name, value),) = bad.items()
     with pytest.raises(ValueError, match=rf"Sampling\.{name} is {value}"):
         Sampling(**bad)
+
+
+def test_a_policy_decides_which_files_a_message_may_name(backend, tmp_path):
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (64, 64)).save(secret)
+    messages = user(str(secret), "what is it?")
+    assert backend.generate([messages], SHORT)
+    guarded = TransformersBackend(backend.model, backend.processor, MediaPolicy.strict())
+    with pytest.raises(MediaRefused, match="schemes"):
+        guarded.generate([messages], SHORT)
+    with pytest.raises(MediaRefused, match="schemes"):
+        next(guarded.stream(messages, SHORT))
 
 
 def test_no_prompts_no_replies(backend):

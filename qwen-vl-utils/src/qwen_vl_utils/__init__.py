@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cache import PixelCache
 from .errors import ImageError, MediaError, MediaNotFound, MediaRefused, MediaTimeout, VideoError
-from .policy import MediaPolicy
+from .policy import PERMISSIVE, MediaPolicy
 from .videos import VideoMetadata
 from .vision_process import (
     extract_vision_info,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .inputs import count_tokens, processor_inputs
 
 __all__ = [
+    "PERMISSIVE",
     "ImageError",
     "MediaError",
     "MediaNotFound",

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from qwen_vl_serve.backends.base import Event, Finished, FinishReason, Message, Reply, Sampling, TextDelta
-from qwen_vl_utils import processor_inputs
+from qwen_vl_utils import PERMISSIVE, MediaPolicy, processor_inputs
 
 DEFAULT_MAX_NEW_TOKENS = 512
 """Where neither the caller nor the checkpoint's generation_config names a limit."""
@@ -37,16 +37,19 @@ DEFAULT_MAX_NEW_TOKENS = 512
 class TransformersBackend:
     """A model and its processor. Calls from several threads are served one after another."""
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, policy: MediaPolicy = PERMISSIVE) -> None:
         self.model = model.eval()
         self.processor = processor
+        self.policy = policy
         self._busy = threading.Lock()
         config = model.generation_config
         ends = config.eos_token_id if config.eos_token_id is not None else processor.tokenizer.eos_token_id
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
 
     @classmethod
-    def load(cls, checkpoint: str | Path, *, device: str | None = None) -> TransformersBackend:
+    def load(
+        cls, checkpoint: str | Path, *, device: str | None = None, policy: MediaPolicy = PERMISSIVE
+    ) -> TransformersBackend:
         """Load a checkpoint folder (or a model hub's name); see :func:`qwen_vl_serve.open_backend`."""
         folder = Path(checkpoint)
         if folder.is_dir() and not (folder / "config.json").is_file():
@@ -56,7 +59,7 @@ class TransformersBackend:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype)
-        return cls(model.to(device), AutoProcessor.from_pretrained(checkpoint))
+        return cls(model.to(device), AutoProcessor.from_pretrained(checkpoint), policy)
 
     def generate(self, batch: Sequence[Sequence[Message]], sampling: Sampling) -> list[Reply]:
         """See :meth:`Backend.generate <qwen_vl_serve.backends.base.Backend.generate>`."""
@@ -105,6 +108,7 @@ class TransformersBackend:
             add_generation_prompt=True,
             padding=True,
             padding_side="left",
+            policy=self.policy,
         )
         return inputs.to(self.model.device)
 
