@@ -36,6 +36,7 @@ DECODE_ERRORS = (
     OverflowError,
     NotImplementedError,
     MemoryError,
+    AssertionError,  # a palette that is missing
     struct.error,
     zlib.error,
 )
@@ -109,7 +110,7 @@ def opened(
     except Image.DecompressionBombError as error:
         raise MediaRefused(f"{name}: more pixels than Pillow opens: {error}") from error
     except DECODE_ERRORS as error:
-        raise ImageError(f"{name}: not a readable picture: {error or type(error).__name__}") from error
+        raise ImageError(f"{name}: not a readable picture: {str(error) or type(error).__name__}") from error
 
 
 def upright(image: Image.Image) -> Image.Image:

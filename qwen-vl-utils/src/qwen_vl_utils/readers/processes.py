@@ -8,6 +8,7 @@ process (`worker`); as many run as videos are read at once. Pixels come back thr
 
 import atexit
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import VideoError
+from ..errors import MediaError, VideoError
 from ..policy import Deadline
 from . import Header
 from .wire import LENGTHS, send
@@ -83,8 +85,10 @@ def session(
 
     Raises VideoError where the reader fails or its process dies, MediaTimeout where it takes too long.
     """
-    process, opened = _take(), None
-    reusable = False
+    asked = time.monotonic()
+    process, opened, reusable = _take(), None, False
+    # A process that had to be started first is not the medium's fault.
+    deadline = dataclasses.replace(deadline, ends=deadline.ends + time.monotonic() - asked)
     try:
         request = {
             "reader": reader,
@@ -130,8 +134,13 @@ class DecoderProcess:
             )  # fmt: skip
         self.pid = self._child.pid
         self._channel = ours
-        self._started = False
         self.videos = 0
+        start = Deadline(START_SECONDS, START_SECONDS, time.monotonic() + START_SECONDS)
+        try:
+            self.receive(start, "the start of a decoder process")
+        except MediaError:
+            self.kill()
+            raise
 
     def send(self, message: dict[str, Any], payload: bytes = b"") -> None:
         """Write one message; a dead process shows when its answer is read."""
@@ -155,7 +164,7 @@ class DecoderProcess:
         view = memoryview(buffer).cast("B")
         while len(view):
             wait = deadline.wait(name)
-            self._channel.settimeout(wait if self._started else max(wait, START_SECONDS))
+            self._channel.settimeout(wait)
             try:
                 count = self._channel.recv_into(view)
             except TimeoutError as error:
@@ -164,7 +173,6 @@ class DecoderProcess:
                 count = 0
             if not count:
                 raise VideoError(f"the decoder process died ({self._end()})")
-            self._started = True
             view = view[count:]
 
     def _end(self) -> str:

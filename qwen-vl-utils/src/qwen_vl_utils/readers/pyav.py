@@ -4,6 +4,7 @@ import io
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import av
 import av.error
@@ -14,6 +15,14 @@ from av.video.stream import VideoStream
 
 from ..errors import VideoError
 from . import Header, checked
+
+
+class _Key(NamedTuple):
+    """Where decoding can start."""
+
+    pts: int
+    dts: int
+    """What some containers are sought by; never behind `pts`."""
 
 
 class _Opened:
@@ -30,11 +39,10 @@ class _Opened:
             self._ahead = next(self._frames, None)
             if self._ahead is None:
                 raise VideoError("pyav: no frame can be decoded")
-            sideways = self._ahead.rotation % 180 != 0
             height, width = self._ahead.height, self._ahead.width
-            height, width = (width, height) if sideways else (height, width)
-        fps = _fps(stream, self._pts)
-        self.header = checked("pyav", Header(len(self._pts), fps, height, width))
+            if self._ahead.rotation % 180:
+                height, width = width, height
+        self.header = checked("pyav", Header(len(self._pts), _fps(stream, self._pts), height, width))
 
     def frames(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, float]]:
         last, shown = None, None
@@ -47,41 +55,48 @@ class _Opened:
         base = self._stream.time_base or 0
         return [float((self._pts[index] - self._pts[0]) * base) for index in indices]
 
-    def _from(self, key: int) -> Iterator[VideoFrame]:
-        self._container.seek(key, stream=self._stream, backward=True)
+    def _from(self, key: _Key) -> Iterator[VideoFrame]:
+        self._container.seek(key.dts, stream=self._stream, backward=True)
         return self._container.decode(self._stream)
 
     def _at(self, wanted: int) -> VideoFrame:
         """The frame shown at `wanted`. Seeks only where a key frame lies between the decoder and it."""
-        key = self._keys[max(0, bisect_right(self._keys, wanted) - 1)]
-        frame, position = self._ahead, None if self._ahead is None else self._ahead.pts
-        if position is None or not max(key, position) <= wanted or position < key:
-            self._frames, frame = self._from(key), None
+        nearest = max(0, bisect_right(self._keys, wanted, key=lambda key: key.pts) - 1)
+        position = None if self._ahead is None else self._ahead.pts
+        on_the_way = position is not None and self._keys[nearest].pts <= position <= wanted
+        if on_the_way and (frame := self._until(wanted)) is not None:
+            return frame
+        # A container may be sought inexactly and lead behind the key frame: then from the one before.
+        for key in reversed(self._keys[: nearest + 1]):
+            self._frames, self._ahead = self._from(key), None
+            if (frame := self._until(wanted)) is not None:
+                return frame
+        raise VideoError(f"pyav: no frame can be decoded for time {wanted} * {self._stream.time_base} s")
+
+    def _until(self, wanted: int) -> VideoFrame | None:
+        """Go on decoding to the frame of time `wanted`; None where it does not come."""
         try:
-            while frame is None or frame.pts is None or frame.pts < wanted:
-                frame = next(self._frames)
+            while self._ahead is None or self._ahead.pts is None or self._ahead.pts < wanted:
+                self._ahead = next(self._frames)
         except StopIteration:
-            frame = None
+            self._ahead = None
         except av.error.FFmpegError as error:
             raise VideoError(f"pyav: {error}") from error
-        self._ahead = frame
-        if frame is None or frame.pts != wanted:
-            raise VideoError(f"pyav: no frame can be decoded for time {wanted} * {self._stream.time_base} s")
-        return frame
+        return self._ahead if self._ahead is not None and self._ahead.pts == wanted else None
 
 
-def _scan(container: InputContainer, stream: VideoStream) -> tuple[list[int], list[int]]:
-    """(times of all frames, of those where decoding can start), ascending."""
+def _scan(container: InputContainer, stream: VideoStream) -> tuple[list[int], list[_Key]]:
+    """(times of all frames, key frames), ascending."""
     pts, keys = [], []
     for packet in container.demux(stream):
         if packet.pts is None or packet.is_discard:
             continue
         pts.append(packet.pts)
         if packet.is_keyframe:
-            keys.append(packet.pts)
+            keys.append(_Key(packet.pts, packet.pts if packet.dts is None else min(packet.pts, packet.dts)))
     if not pts:
         raise VideoError("pyav: the video stream has no frames with a time")
-    return sorted(pts), sorted(keys) or [min(pts)]
+    return sorted(pts), sorted(keys) or [_Key(min(pts), min(pts))]
 
 
 def _fps(stream: VideoStream, pts: list[int]) -> float:
@@ -105,10 +120,10 @@ def opened(source: str | bytes, threads: int, max_pixels: int) -> Iterator[_Open
     # Should a playlist come this far, it can open nothing.
     options = {"protocol_whitelist": "data" if isinstance(source, bytes) else "file"}
     try:
-        with av.open(stream, mode="r", options=options) as container:
-            if not container.streams.video:
-                raise VideoError("pyav: there is no video stream")
-            video = container.streams.video[0]
+        with av.open(stream, mode="r", options=options, metadata_errors="replace") as container:
+            video = next(iter(container.streams.video), None)
+            if video is None or video.codec_context is None:  # pyright does not know of the second case
+                raise VideoError("pyav: there is no video stream that it can decode")
             video.codec_context.thread_count = threads
             video.thread_type = "AUTO"
             yield _Opened(container, video, max_pixels)

@@ -1,5 +1,6 @@
 """Reader on torchcodec (FFmpeg's shared libraries must be installed)."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -21,7 +22,7 @@ class _Opened:
             # The whole file is scanned, without decoding, so counts and times are exact.
             self._decoder = VideoDecoder(source, num_ffmpeg_threads=threads, dimension_order="NHWC")
         except ERRORS as error:
-            raise VideoError(f"torchcodec: {error}") from error
+            raise VideoError(f"torchcodec: {_reason(error)}") from error
         stream = self._decoder.metadata
         self._start = stream.begin_stream_seconds or 0.0
         self.header = checked(
@@ -38,13 +39,18 @@ class _Opened:
                 try:
                     frame = self._decoder.get_frame_at(index)
                 except ERRORS as error:
-                    raise VideoError(f"torchcodec: frame {index}: {error}") from error
+                    raise VideoError(f"torchcodec: frame {index}: {_reason(error)}") from error
                 last, shown = index, (frame.data.numpy(), float(frame.pts_seconds) - self._start)
             yield shown
 
     def seconds(self, indices: Sequence[int]) -> list[float]:
         with pyav.opened(self._source, 1, 0) as video:  # torchcodec tells no time without decoding
             return video.seconds(indices)
+
+
+def _reason(error: Exception) -> str:
+    """The error without the function, the source file and the invitation to report that torchcodec adds."""
+    return re.sub(r"^\w+, \S+:\d+, ", "", str(error).partition("\n")[0]).partition(" This should never")[0]
 
 
 @contextmanager

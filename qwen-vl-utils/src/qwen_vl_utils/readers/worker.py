@@ -36,6 +36,7 @@ def main(descriptor: int) -> None:
     """Serve the parent at the other end of the socket `descriptor`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     with socket.socket(fileno=descriptor) as channel:
+        send(channel, {"ready": True})
         while (request := receive(channel)) is not None:
             # Should the parent be killed while a decoder hangs, nobody else would end this process.
             signal.alarm(int(request[0]["seconds"]) + GRACE_SECONDS)
