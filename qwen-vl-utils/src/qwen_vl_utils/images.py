@@ -37,6 +37,7 @@ DECODE_ERRORS = (
     NotImplementedError,
     MemoryError,
     AssertionError,  # a palette that is missing
+    RuntimeError,  # of the AVIF plugin
     struct.error,
     zlib.error,
 )

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import VideoError
 from . import Header, checked
 
-ERRORS = (decord.DECORDError, RuntimeError, IndexError)
+ERRORS = (decord.DECORDError, RuntimeError, IndexError, ValueError)
 
 
 class _Opened:

@@ -83,7 +83,14 @@ def _send_frames(channel: socket.socket, video: Opened, indices: list[int], targ
 
     under_way: deque[tuple[float, Future[np.ndarray]]] = deque()
     with ThreadPoolExecutor(RESIZERS) as pool:
+        latest = float("-inf")
         for pixels, second in video.frames(indices):
+            if second < latest:
+                raise VideoError(
+                    f"a frame of {second:g} s comes after one of {latest:g} s: the file's times are broken; "
+                    "encode it again"
+                )
+            latest = second
             if pixels.shape[:2] != size:
                 raise VideoError(
                     f"the picture changes its size from {size[1]} x {size[0]} to {pixels.shape[1]} x "
