@@ -413,8 +413,8 @@ def test_a_frame_that_cannot_be_decoded_is_an_error_not_its_neighbour(steady, mo
     true_scan = pyav._scan
 
     def scan(container, stream):
-        pts, keys = true_scan(container, stream)
-        return [*pts[:5], pts[5] + 1, *pts[6:]], keys
+        index = true_scan(container, stream)
+        return index._replace(pts=[*index.pts[:5], index.pts[5] + 1, *index.pts[6:]])
 
     monkeypatch.setattr(pyav, "_scan", scan)
     with (

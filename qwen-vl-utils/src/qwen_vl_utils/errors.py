@@ -17,8 +17,8 @@ class MediaTimeout(MediaError, TimeoutError):
     """A medium that took longer than the policy allows, to fetch or to decode."""
 
 
-class ImageError(MediaError):
-    """Bytes that are not a readable picture."""
+class ImageError(MediaError, OSError):
+    """Bytes that are not a readable picture. Pillow's own errors, which 0.0.14 let through, are OSErrors."""
 
 
 class VideoError(MediaError):

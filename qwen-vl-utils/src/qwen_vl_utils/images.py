@@ -95,8 +95,11 @@ def opened(
         return
     located = media.locate(source, policy, deadline)
     try:
-        stream = io.BytesIO(located) if isinstance(located, bytes) else located
-        with Image.open(stream, formats=policy.formats) as image:
+        # By its name Pillow would map a TIFF into memory, and get one that is turned wrong.
+        stream = io.BytesIO(located) if isinstance(located, bytes) else located.open("rb")
+        # An MPO is opened as the JPEG that it begins with.
+        formats = policy.formats and [name for name in policy.formats if name != "MPO"]
+        with stream, Image.open(stream, formats=formats) as image:
             policy.check_format(image.format, name)
             policy.check_size(*image.size, name)
             if image.format in STEPS and getattr(image, "is_animated", False):
@@ -105,7 +108,12 @@ def opened(
                 )
             yield image
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not a readable picture: its bytes are in no allowed format") from error
+        known = (
+            "that Pillow knows" if policy.formats is None else f"of the policy: {', '.join(policy.formats)}"
+        )
+        raise ImageError(
+            f"{name}: not a readable picture: its bytes are in none of the formats {known}"
+        ) from error
     except MediaError:
         raise
     except Image.DecompressionBombError as error:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+ANNOUNCED = 100
+"""Reasons of readers that are remembered: a data set of one kind is not announced file by file."""
+_announced: set[str] = set()
 
 Sample = Callable[[Mapping[str, Any], int, float], tuple[list[int], int]]
 """(item, total frames, frames per second) -> (indices of the frames to take, frames they are taken from)."""

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-EXACT_SECONDS = 1e-3
-"""Where index / fps misses a frame's time by more, the rate is variable."""
+EXACT_SECONDS = 2e-3
+"""Where index / fps misses a frame's time by more, the rate varies; many containers count in thousandths."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -99,9 +99,9 @@ def _old_or(name: str, pixels: float) -> float:
     return pixels if value == _OLD[name] else value
 
 
-def _warn_once(message: str) -> None:
-    if message not in _announced:
-        _announced.add(message)
+def _warn_once(about: str, message: str) -> None:
+    if about not in _announced:
+        _announced.add(about)
         logger.warning(message)
 
 
@@ -328,7 +328,9 @@ def item_frame_bounds(
     if given_max is None:
         return low, sizes.room(low, high, factor)
     if given_max > high:
-        _warn_once(f"The given max_pixels[{given_max}] exceeds limit[{high}].")
+        _warn_once("max_pixels", f"The given max_pixels[{given_max}] exceeds limit[{high}].")
+    if ele.get("min_pixels") is None and given_max < default_min:
+        low = min(low, high / 2)  # nobody asked for a minimum that leaves no size
     return low, high
 
 

@@ -16,6 +16,9 @@ from av.video.stream import VideoStream
 from ..errors import VideoError
 from . import Header, checked
 
+VARIABLE = 0.02
+"""Where the rate that a file names is off by more, its rate varies."""
+
 
 class _Key(NamedTuple):
     """Where decoding can start."""
@@ -25,13 +28,26 @@ class _Key(NamedTuple):
     """What some containers are sought by; never behind `pts`."""
 
 
+class _Index(NamedTuple):
+    """What the packets tell without decoding."""
+
+    pts: list[int]
+    """Times of all frames, ascending."""
+    keys: list[_Key]
+    end: int
+    """When the last frame is over."""
+    reordered: bool
+    """Whether the packets come in another order than their frames are shown."""
+
+
 class _Opened:
     """See `readers.Opened`. The packets are scanned once, so counts and times are exact."""
 
     def __init__(self, container: InputContainer, stream: VideoStream, max_pixels: int):
         self._container, self._stream = container, stream
-        self._pts, self._keys = _scan(container, stream)
-        self._frames, self._ahead = self._from(self._keys[0]), None
+        self._index = _scan(container, stream)
+        self.container, self.reordered = container.format.name, self._index.reordered
+        self._frames, self._ahead = self._from(self._index.keys[0]), None
         context = stream.codec_context
         height, width = context.height, context.width
         if height * width <= max_pixels:  # the caller refuses a larger one
@@ -42,32 +58,59 @@ class _Opened:
             height, width = self._ahead.height, self._ahead.width
             if self._ahead.rotation % 180:
                 height, width = width, height
-        self.header = checked("pyav", Header(len(self._pts), _fps(stream, self._pts), height, width))
+        self.header = checked("pyav", Header(len(self._index.pts), self.rate(), height, width))
 
     def frames(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, float]]:
-        last, shown = None, None
-        for index, second in zip(indices, self.seconds(indices), strict=True):
-            if shown is None or index != last:
-                last, shown = index, (_upright(self._at(self._pts[index])), second)
-            yield shown
+        # AVI has no times of its own, and those that FFmpeg gives to reordered frames are not in order.
+        counted = self.reordered and self.container == "avi"
+        frames = self._counted(indices) if counted else map(self._at, (self._index.pts[i] for i in indices))
+        last, pixels = None, None
+        for frame, second in zip(frames, self.seconds(indices), strict=True):
+            if pixels is None or frame is not last:
+                last, pixels = frame, _upright(frame)
+            yield pixels, second
 
     def seconds(self, indices: Sequence[int]) -> list[float]:
-        base = self._stream.time_base or 0
-        return [float((self._pts[index] - self._pts[0]) * base) for index in indices]
+        pts, base = self._index.pts, self._stream.time_base or 0
+        return [float((pts[index] - pts[0]) * base) for index in indices]
+
+    def rate(self) -> float:
+        """Average frames per second: what the file names, unless its times say something else."""
+        pts, named = self._index.pts, float(self._stream.average_rate or 0)
+        span = float((self._index.end - pts[0]) * (self._stream.time_base or 0))
+        measured = len(pts) / span if span > 0 else named
+        return named if named and abs(measured / named - 1) <= VARIABLE else measured
 
     def _from(self, key: _Key) -> Iterator[VideoFrame]:
         self._container.seek(key.dts, stream=self._stream, backward=True)
         return self._container.decode(self._stream)
 
+    def _counted(self, indices: Sequence[int]) -> Iterator[VideoFrame]:
+        """The frames of `indices` by their place among all that the decoder gives."""
+        decoded = enumerate(self._from(self._index.keys[0]))
+        place, frame = -1, None
+        for index in indices:
+            try:
+                while place < index:
+                    place, frame = next(decoded)
+            except StopIteration:
+                frame = None
+            except av.error.FFmpegError as error:
+                raise VideoError(f"pyav: frame {index}: {error}") from error
+            if frame is None:
+                raise VideoError(f"pyav: frame {index} of {len(self._index.pts)} can't be decoded")
+            yield frame
+
     def _at(self, wanted: int) -> VideoFrame:
         """The frame shown at `wanted`. Seeks only where a key frame lies between the decoder and it."""
-        nearest = max(0, bisect_right(self._keys, wanted, key=lambda key: key.pts) - 1)
+        keys = self._index.keys
+        nearest = max(0, bisect_right(keys, wanted, key=lambda key: key.pts) - 1)
         position = None if self._ahead is None else self._ahead.pts
-        on_the_way = position is not None and self._keys[nearest].pts <= position <= wanted
+        on_the_way = position is not None and keys[nearest].pts <= position <= wanted
         if on_the_way and (frame := self._until(wanted)) is not None:
             return frame
         # A container may be sought inexactly and lead behind the key frame: then from the one before.
-        for key in reversed(self._keys[: nearest + 1]):
+        for key in reversed(keys[: nearest + 1]):
             self._frames, self._ahead = self._from(key), None
             if (frame := self._until(wanted)) is not None:
                 return frame
@@ -85,27 +128,19 @@ class _Opened:
         return self._ahead if self._ahead is not None and self._ahead.pts == wanted else None
 
 
-def _scan(container: InputContainer, stream: VideoStream) -> tuple[list[int], list[_Key]]:
-    """(times of all frames, key frames), ascending."""
-    pts, keys = [], []
+def _scan(container: InputContainer, stream: VideoStream) -> _Index:
+    pts, keys, end = [], [], 0
     for packet in container.demux(stream):
         if packet.pts is None or packet.is_discard:
             continue
         pts.append(packet.pts)
+        end = max(end, packet.pts + (packet.duration or 0))
         if packet.is_keyframe:
             keys.append(_Key(packet.pts, packet.pts if packet.dts is None else min(packet.pts, packet.dts)))
     if not pts:
         raise VideoError("pyav: the video stream has no frames with a time")
-    return sorted(pts), sorted(keys) or [_Key(min(pts), min(pts))]
-
-
-def _fps(stream: VideoStream, pts: list[int]) -> float:
-    if stream.average_rate:
-        return float(stream.average_rate)
-    span = (pts[-1] - pts[0]) * float(stream.time_base or 0)
-    if not span:
-        raise VideoError("pyav: the file names no frame rate and its frames no times")
-    return (len(pts) - 1) / span
+    ascending = sorted(pts)
+    return _Index(ascending, sorted(keys) or [_Key(min(pts), min(pts))], end, pts != ascending)
 
 
 def _upright(frame: VideoFrame) -> np.ndarray:

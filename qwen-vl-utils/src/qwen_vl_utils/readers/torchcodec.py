@@ -53,7 +53,20 @@ def _reason(error: Exception) -> str:
     return re.sub(r"^\w+, \S+:\d+, ", "", str(error).partition("\n")[0]).partition(" This should never")[0]
 
 
+def _is_avi(source: str | bytes) -> bool:
+    if isinstance(source, bytes):
+        return source.startswith(b"RIFF")
+    with open(source, "rb") as file:
+        return file.read(4) == b"RIFF"
+
+
 @contextmanager
 def opened(source: str | bytes, threads: int, max_pixels: int) -> Iterator[_Opened]:
     """See `readers.Reader`."""
+    if _is_avi(source):
+        with pyav.opened(source, 1, 0) as packets:
+            if packets.reordered:
+                raise VideoError(
+                    "torchcodec: it gives other frames than those asked for of AVI with B-frames"
+                )
     yield _Opened(source, threads)
