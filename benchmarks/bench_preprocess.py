@@ -549,7 +549,7 @@ def main() -> None:
         process.close()
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(report, indent=2) + "\n")
+        args.output.write_text(json.dumps(report, indent=2).replace(f"{ROOT}/", "") + "\n")
         print(f"written: {args.output}")
 
 
