@@ -122,7 +122,7 @@ class Recorder:
     def generate(self, batch, sampling):
         self.batches.append([messages[-1]["content"] for messages in batch])
         assert sampling.temperature == 0
-        return [Reply(str(messages[-1]["content"]), "stop", 5, (1, 2)) for messages in batch]
+        return [Reply(str(messages[-1]["content"]), "stop", 5, 2) for messages in batch]
 
 
 def test_only_missing_questions_are_asked_longest_first(tmp_path):
@@ -160,7 +160,7 @@ from qwenvl_eval import Run, Sample, Store, run_task
 class Slow:
     def generate(self, batch, sampling):
         time.sleep(0.05)
-        return [Reply(m[0]["content"], "stop", 5, (1,)) for m in batch]
+        return [Reply(m[0]["content"], "stop", 5, 1) for m in batch]
 
 samples = [Sample(n, [{"role": "user", "content": str(n)}], str(n), str(n), ()) for n in range(1, 61)]
 with Store(Path(sys.argv[1]), Run("m", "w", "a", "s", 60, 8)) as store:

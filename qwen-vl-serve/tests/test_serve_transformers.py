@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from qwen_vl_serve import GREEDY, Finished, Sampling, TextDelta, open_backend
-from qwen_vl_serve.backends.transformers import TextPieces, TransformersBackend
+from qwen_vl_serve.answers import TextPieces
+from qwen_vl_serve.backends.transformers import TransformersBackend
 from qwen_vl_utils import MediaPolicy, MediaRefused
 
 SHORT = Sampling(temperature=0, max_new_tokens=8)

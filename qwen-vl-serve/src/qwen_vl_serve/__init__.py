@@ -12,9 +12,12 @@ from qwen_vl_serve.backends.base import (
     Event,
     Finished,
     Message,
+    ReasoningDelta,
     Reply,
     Sampling,
     TextDelta,
+    Tool,
+    ToolCall,
 )
 
 __all__ = [
@@ -23,8 +26,11 @@ __all__ = [
     "Event",
     "Finished",
     "Message",
+    "ReasoningDelta",
     "Reply",
     "Sampling",
     "TextDelta",
+    "Tool",
+    "ToolCall",
     "open_backend",
 ]

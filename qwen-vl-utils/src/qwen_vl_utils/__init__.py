@@ -1,7 +1,8 @@
 """Pictures and videos for Qwen vision-language models: fetched, resized, sampled, made into model inputs.
 
 The names of qwen-vl-utils 0.0.14; `processor_inputs`, from messages to model inputs in one call;
-`count_tokens`, how many tokens that will be; `MediaPolicy`, what may be fetched.
+`count_tokens`, how many tokens that will be; `prompt_and_media`, the same for engines that make the patches
+themselves; `MediaPolicy`, what may be fetched.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from .vision_process import (
 )
 
 if TYPE_CHECKING:
-    from .inputs import count_tokens, processor_inputs
+    from .inputs import count_tokens, load_media, processor_inputs, prompt_and_media
 
 __all__ = [
     "PERMISSIVE",
@@ -36,15 +37,17 @@ __all__ = [
     "extract_vision_info",
     "fetch_image",
     "fetch_video",
+    "load_media",
     "process_vision_info",
     "processor_inputs",
+    "prompt_and_media",
     "smart_resize",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # numpy takes longer to import than all the rest, and `smart_resize` needs none of it
-    if name in ("count_tokens", "processor_inputs"):
+    if name in ("count_tokens", "load_media", "processor_inputs", "prompt_and_media"):
         from . import inputs
 
         return getattr(inputs, name)

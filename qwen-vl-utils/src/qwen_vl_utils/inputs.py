@@ -22,6 +22,7 @@ from .policy import PERMISSIVE, MediaPolicy
 from .videos import Video, VideoMetadata, VideoSize
 
 if TYPE_CHECKING:
+    from PIL import Image
     from transformers import BatchFeature
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -68,11 +69,11 @@ def processor_inputs(
     from transformers import BatchFeature
 
     _check(conversations)
-    rules, loaded, kinds = _rules(processor), [], []
+    loaded, kinds = [], []
     for conversation in conversations:
         items = vision_process.extract_vision_info(conversation)
         kinds.append([media.vision_source(item)[0] for item in items])
-        loaded += load(items, rules, policy, total_tokens=total_tokens, cache=cache)
+        loaded += load_media(processor, items, total_tokens=total_tokens, policy=policy, cache=cache)
     clips = [medium for medium in loaded if isinstance(medium, Video)]
     images = _images(processor, [medium for medium in loaded if not isinstance(medium, Video)])
     videos = _videos(processor, clips)
@@ -94,6 +95,44 @@ def processor_inputs(
         step = processor.video_processor.temporal_patch_size
         data["second_per_grid_ts"] = torch.tensor([step / clip.metadata.sample_fps for clip in clips])
     return BatchFeature(data)
+
+
+def load_media(
+    processor: Any,
+    items: Sequence[Mapping[str, Any]],
+    *,
+    total_tokens: int | None = None,
+    policy: MediaPolicy = PERMISSIVE,
+    cache: PixelCache | None = None,
+) -> "list[Image.Image | Video]":
+    """Pictures and videos at the sizes that `processor_inputs` gives them, frames uint8 [n, 3, h, w].
+
+    For engines that make the patches themselves and are told not to resize. Arguments and errors are those of
+    `processor_inputs`.
+    """
+    return load(items, _rules(processor), policy, total_tokens=total_tokens, cache=cache)
+
+
+def prompt_and_media(
+    processor: Any,
+    conversation: Conversation,
+    *,
+    add_generation_prompt: bool,
+    tools: list[Any] | None = None,
+    total_tokens: int | None = None,
+    policy: MediaPolicy = PERMISSIVE,
+    cache: PixelCache | None = None,
+    **template_kwargs: Any,
+) -> "tuple[str, list[Image.Image], list[Video]]":
+    """(rendered text, pictures, videos) of one conversation, for such an engine: vLLM makes of it the
+    `input_ids` and pixels of `processor_inputs`. Arguments and errors are those of `processor_inputs`.
+    """
+    _check([conversation])
+    [text] = _texts(processor, [conversation], add_generation_prompt, tools, template_kwargs)
+    items = vision_process.extract_vision_info(conversation)
+    loaded = load_media(processor, items, total_tokens=total_tokens, policy=policy, cache=cache)
+    clips = [medium for medium in loaded if isinstance(medium, Video)]
+    return text, [medium for medium in loaded if not isinstance(medium, Video)], clips
 
 
 def count_tokens(

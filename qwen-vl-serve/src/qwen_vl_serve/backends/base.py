@@ -1,22 +1,29 @@
-"""The interface of all back ends: messages and sampling in, text events or replies out."""
+"""The interface of all back ends: messages and sampling in, events or replies out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 Message = dict[str, Any]
 """``{"role": ..., "content": str | [{"type": "text" | "image" | "video", ...}]}``."""
 
-FinishReason = Literal["stop", "length"]
+Tool = Mapping[str, Any]
+"""``{"type": "function", "function": {"name", "description", "parameters"}}``, as OpenAI writes it."""
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+DEFAULT_MAX_NEW_TOKENS = 512
+"""Where neither the caller nor the checkpoint's generation_config names a limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How to choose tokens. What is None is left to the checkpoint's generation_config.
 
-    ``temperature=0`` is greedy. ``seed`` makes sampling repeatable.
+    ``temperature=0`` is greedy. ``seed`` makes sampling repeatable. ``json_schema`` makes the answer a JSON
+    text of that schema, where the engine can (vLLM and endpoints; transformers can't and says so).
     """
 
     max_new_tokens: int | None = None
@@ -24,7 +31,9 @@ class Sampling:
     top_p: float | None = None
     top_k: int | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
     seed: int | None = None
+    json_schema: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         limits = {
@@ -33,6 +42,7 @@ class Sampling:
             "top_p": (0, 1),
             "top_k": (0, None),
             "repetition_penalty": (0, None),
+            "presence_penalty": (-2, 2),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
@@ -45,20 +55,31 @@ GREEDY = Sampling(temperature=0.0)
 
 
 @dataclass(frozen=True)
-class Reply:
-    """A finished answer. ``token_ids`` are the generated ones, the end token included.
+class ToolCall:
+    """A function that the model wants called: its name and its arguments as the JSON text it wrote."""
 
-    ``finish_reason``: "stop" (the model ended its turn) or "length" (cut at max_new_tokens).
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A finished answer.
+
+    ``finish_reason``: "stop" (the model ended its turn), "length" (cut at max_new_tokens), "tool_calls".
+    ``reasoning`` is what a thinking model wrote before its answer. ``token_ids`` are the generated ones, the
+    end token included, ``prompt_token_ids`` those of the prompt with every picture's placeholders; both are
+    empty where an endpoint does not tell them.
     """
 
     text: str
     finish_reason: FinishReason
     prompt_tokens: int
-    token_ids: tuple[int, ...]
-
-    @property
-    def completion_tokens(self) -> int:
-        return len(self.token_ids)
+    completion_tokens: int
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    prompt_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,22 +90,37 @@ class TextDelta:
 
 
 @dataclass(frozen=True)
+class ReasoningDelta:
+    """The next piece of what the model thinks before it answers."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Finished:
-    """The last event of a stream; ``reply.text`` is all pieces joined."""
+    """The last event of a stream; ``reply.text`` and ``reply.reasoning`` are all their pieces joined."""
 
     reply: Reply
 
 
-Event = TextDelta | Finished
+Event = TextDelta | ReasoningDelta | Finished
 
 
 class Backend(Protocol):
     """Whatever answers messages."""
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Event]:
+    def stream(
+        self, messages: Sequence[Message], sampling: Sampling, *, tools: Sequence[Tool] = ()
+    ) -> Iterator[Event]:
         """Answer one conversation as it is made. Closing the iterator stops the generation."""
         ...
 
-    def generate(self, batch: Sequence[Sequence[Message]], sampling: Sampling) -> list[Reply]:
+    def generate(
+        self, batch: Sequence[Sequence[Message]], sampling: Sampling, *, tools: Sequence[Tool] = ()
+    ) -> list[Reply]:
         """Answer several conversations at once, in their order."""
+        ...
+
+    def close(self) -> None:
+        """Free what the back end holds: an engine's processes, connections."""
         ...
