@@ -14,6 +14,7 @@ from transformers.models.qwen2_vl import Qwen2VLImageProcessor, Qwen2VLProcessor
 from transformers.models.qwen3_vl import Qwen3VLProcessor, Qwen3VLVideoProcessor
 
 from qwenvl.nano.tokenizer import nano_tokenizer
+from qwenvl.train import expert_layout
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
@@ -220,5 +221,6 @@ def write_checkpoint(family: str, folder: str | Path, *, seed: int = 0, tied: bo
         pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(folder)
+    expert_layout.publish(folder)
     build_processor(family, tokenizer).save_pretrained(folder)
     return folder

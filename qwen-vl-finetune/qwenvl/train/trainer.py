@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, ProcessorMixin, Trainer
 
+from qwenvl.train import expert_layout
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.attention import Segments
 from qwenvl.train.callbacks import Clock
@@ -202,7 +203,7 @@ class QwenVLTrainer(Trainer):
         super().log(logs, start_time)
 
     def save_final(self) -> None:
-        """The trained model into output_dir, in the dtype it came in, LoRA adapters merged.
+        """The trained model into output_dir, in the dtype it came in, LoRA adapters merged, as vLLM loads it.
 
         The adapters themselves go to output_dir/adapter.  Intermediate checkpoints keep the training's dtype.
         """
@@ -212,6 +213,8 @@ class QwenVLTrainer(Trainer):
         if not self.is_deepspeed_enabled and not self.is_fsdp_enabled:
             self.model.to(self.stored_dtype)
         self.save_model()
+        if self.args.should_save:
+            expert_layout.publish(str(self.args.output_dir))
         self.save_state()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
