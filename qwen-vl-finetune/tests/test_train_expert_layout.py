@@ -31,6 +31,7 @@ def test_a_saved_moe_is_turned_once_and_loads_as_before(tmp_path):
     assert publish(tmp_path) == 2 * text.num_hidden_layers
     published = {"gate_up_proj": (experts, hidden, 2 * inner), "down_proj": (experts, inner, hidden)}
     assert shapes(tmp_path) == published
+    assert json.loads((tmp_path / "config.json").read_text())["text_config"]["norm_topk_prob"] is True
     command = [sys.executable, "-m", "qwenvl.train.expert_layout", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.endswith(": 0 tensors turned\n") and shapes(tmp_path) == published

@@ -1,4 +1,4 @@
-"""The experts of a saved Qwen3-VL-MoE in the layout that Qwen publishes and vLLM loads.
+"""A saved Qwen3-VL-MoE as Qwen publishes it and vLLM loads it.
 
     python -m qwenvl.train.expert_layout FOLDER     mend a checkpoint that the model library saved
 
@@ -7,7 +7,8 @@ gate_up_proj [E, hidden, 2 * inner]    [E, 2 * inner, hidden]
 down_proj    [E, inner, hidden]        [E, hidden, inner]
 
 The library loads both, telling them apart by their shape, but it saves only its own (`Transpose` with
-`check_dims` in transformers' conversion_mapping.py, read in 5.19).
+`check_dims` in transformers' conversion_mapping.py, read in 5.19).  It always normalises the weights of the
+chosen experts and leaves `norm_topk_prob` out of config.json; vLLM does not start without it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 
 
 def publish(folder: str | Path) -> int:
-    """Rewrite the folder's weight files in the published layout; returns how many tensors were turned.
+    """Rewrite the folder's weights and configuration in the published form; returns how many tensors turned.
 
     A file is replaced as a whole or not at all. Raises ValueError where hidden_size and
     moe_intermediate_size do not tell the layouts apart, or a tensor has neither shape.
@@ -42,7 +43,11 @@ def publish(folder: str | Path) -> int:
             "of the experts do not tell which layout they are in; the model library can't load them either"
         )
     shapes = {EXPERTS[0]: (hidden, 2 * inner), EXPERTS[1]: (inner, hidden)}
-    return sum(_publish_file(path, shapes) for path in sorted(folder.glob("*.safetensors")))
+    turned = sum(_publish_file(path, shapes) for path in sorted(folder.glob("*.safetensors")))
+    if "norm_topk_prob" not in text:
+        text["norm_topk_prob"] = True
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return turned
 
 
 def _publish_file(path: Path, shapes: dict[str, tuple[int, int]]) -> int:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen_vl_serve import adapters
 from qwen_vl_serve.answers import AnswerParser, TextPieces, opens_thinking
 from qwen_vl_serve.backends.base import (
     DEFAULT_MAX_NEW_TOKENS,
@@ -74,7 +74,11 @@ class VllmBackend:
         """Start the engine. ``engine_args`` are vLLM's own, such as ``tensor_parallel_size``."""
         from transformers import AutoProcessor, GenerationConfig
 
-        defaults: dict[str, Any] = {"limit_mm_per_prompt": {"image": MEDIA_AT_ONCE, "video": MEDIA_AT_ONCE}}
+        defaults: dict[str, Any] = {
+            "limit_mm_per_prompt": {"image": MEDIA_AT_ONCE, "video": MEDIA_AT_ONCE},
+            # Between JSON's tokens a small model may write spaces without end.
+            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        }
         if on_cpu():
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # the engine does not start without it
             defaults |= {"dtype": "float32", "enforce_eager": True, "max_model_len": 4096}
@@ -83,8 +87,7 @@ class VllmBackend:
         from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingImports]
 
         if adapter is not None:
-            rank = json.loads((Path(adapter) / "adapter_config.json").read_text())["r"]
-            defaults |= {"enable_lora": True, "max_lora_rank": max(8, rank)}
+            defaults |= {"enable_lora": True, "max_lora_rank": adapters.served_rank(Path(adapter))}
         arguments = AsyncEngineArgs(
             model=str(checkpoint),
             **(defaults | engine_args),
@@ -107,8 +110,15 @@ class VllmBackend:
 
     def close(self) -> None:
         """See :meth:`Backend.close <qwen_vl_serve.backends.base.Backend.close>`."""
-        self.engine.shutdown()
+
+        async def stop() -> None:
+            if self.engine.output_handler is not None:
+                self.engine.output_handler.cancel()
+            await asyncio.to_thread(self.engine.shutdown)
+
+        self._loop.run(stop())
         self._loop.close()
+        del self.engine
 
     def generate(
         self, batch: Sequence[Sequence[Message]], sampling: Sampling, *, tools: Sequence[Tool] = ()
@@ -138,10 +148,11 @@ class VllmBackend:
         self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[Tool]
     ) -> AsyncGenerator[Event, None]:
         prompt, thinking = await asyncio.to_thread(self._prompt, messages, tools)
+        [rendered] = await self.engine.renderer.render_cmpl_async([prompt])
         text = TextPieces(self.processor.tokenizer)
         parser = AnswerParser(thinking=thinking, tools=bool(tools))
         outputs = self.engine.generate(
-            prompt, self._params(sampling), str(next(self._numbers)), lora_request=self._adapter
+            rendered, self._params(sampling), str(next(self._numbers)), lora_request=self._adapter
         )
         last: Any = None
         async with aclosing(outputs):
