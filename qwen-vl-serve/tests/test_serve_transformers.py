@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qwen_vl_serve import GREEDY, Finished, Sampling, TextDelta, open_backend
+from qwen_vl_serve import GREEDY, Finished, ReasoningDelta, Sampling, TextDelta, open_backend
 from qwen_vl_serve.answers import TextPieces
 from qwen_vl_serve.backends.transformers import TransformersBackend
 from qwen_vl_utils import MediaPolicy, MediaRefused
@@ -169,6 +169,81 @@ def test_readers_in_several_threads_get_their_own_answers(backend, pictures, cli
     assert got == expected
 
 
+def test_streams_take_turns_token_by_token_and_keep_their_own_state(backend, pictures, clip):
+    """Two of them sampled with a seed: neither their random numbers nor their positions mix."""
+    kinds = [SHORT, Sampling(temperature=1.0, seed=1, max_new_tokens=8), SHORT]
+    kinds.append(Sampling(temperature=1.0, seed=2, max_new_tokens=8))
+    batch = prompts(pictures, clip)[1:5]
+    expected = [streamed(backend, *pair) for pair in zip(batch, kinds, strict=True)]
+    state = torch.random.get_rng_state()
+    order, got = [], [None] * len(batch)
+    begin = threading.Barrier(len(batch))
+
+    def read(place):
+        begin.wait()
+        for event in backend.stream(batch[place], kinds[place]):
+            order.append(place)
+            got[place] = event
+
+    threads = [threading.Thread(target=read, args=(place,)) for place in range(len(batch))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [event.reply for event in got] == expected
+    assert order != sorted(order)  # nobody waited for another's whole answer
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_presence_penalty_is_openais(backend, pictures):
+    """Subtracted once from the logit of each token that the answer holds; greedy, computed by hand here."""
+    messages, penalty = user(pictures[0], "Say more."), 1.5
+    (reply,) = backend.generate(
+        [messages], Sampling(temperature=0, max_new_tokens=12, presence_penalty=penalty)
+    )
+    assert (
+        reply.token_ids != streamed(backend, messages, Sampling(temperature=0, max_new_tokens=12)).token_ids
+    )
+    inputs = backend._inputs([messages], ())
+    ids = inputs.pop("input_ids")
+    inputs.pop("attention_mask"), inputs.pop("mm_token_type_ids")
+    answer = []
+    for _ in range(reply.completion_tokens):
+        row = torch.cat([ids, torch.tensor([answer], dtype=ids.dtype)], dim=1)
+        types = (row == backend.processor.image_token_id).long()
+        with torch.no_grad():
+            logits = backend.model(input_ids=row, mm_token_type_ids=types, use_cache=False, **inputs).logits
+        scores = logits[0, -1]
+        scores[sorted(set(answer))] -= penalty
+        answer.append(int(scores.argmax()))
+    assert tuple(answer) == reply.token_ids
+
+
+def test_tools_are_rendered_and_a_schema_is_refused(backend):
+    tool = {"type": "function", "function": {"name": "click", "description": "", "parameters": {}}}
+    plain, offered = (backend.generate([user("Click.")], SHORT, tools=tools)[0] for tools in ((), (tool,)))
+    assert offered.prompt_tokens > plain.prompt_tokens
+    assert "click" in backend.processor.tokenizer.decode(offered.prompt_token_ids)
+    with pytest.raises(ValueError, match=r"json_schema.*engine='vllm'"):
+        backend.generate([user("JSON!")], Sampling(json_schema={"type": "object"}))
+
+
+def test_a_thinking_model_is_read_from_its_prompt_on(lively):
+    thinking = {"enable_thinking": True}
+    backend = open_backend(lively("qwen3_vl"), device="cpu", chat_template_kwargs=thinking)
+    reply = streamed_with_thoughts(backend, user("Hm?"))
+    assert reply.reasoning and not reply.text
+
+
+def streamed_with_thoughts(backend, messages):
+    *pieces, last = backend.stream(messages, SHORT)
+    assert (
+        "".join(piece.text for piece in pieces if isinstance(piece, ReasoningDelta)) == last.reply.reasoning
+    )
+    assert "".join(piece.text for piece in pieces if isinstance(piece, TextDelta)) == last.reply.text
+    return last.reply
+
+
 def test_text_pieces_join_to_the_whole_and_never_split_a_character(backend):
     tokenizer = backend.processor.tokenizer
     random = torch.Generator().manual_seed(0)
@@ -181,6 +256,18 @@ def test_text_pieces_join_to_the_whole_and_never_split_a_character(backend):
         assert not any(piece.endswith("\ufffd") for piece in shown)
         assert "".join(shown) + pieces.rest() == tokenizer.decode(ids, skip_special_tokens=True)
         assert pieces.token_ids == ids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "told"),
+    [
+        ({"engine": "vllm"}, ModuleNotFoundError, "the engine 'vllm' needs the package vllm: pip install"),
+        ({"engine": "openai"}, ValueError, "engine='openai' does not fit"),
+    ],
+)
+def test_an_engine_that_can_not_be_had_says_why(lively, arguments, error, told):
+    with pytest.raises(error, match=told):
+        open_backend(lively("qwen3_vl"), **arguments)
 
 
 @pytest.mark.parametrize(

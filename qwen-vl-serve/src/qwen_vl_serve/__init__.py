@@ -9,6 +9,7 @@ from qwen_vl_serve.backends import open_backend
 from qwen_vl_serve.backends.base import (
     GREEDY,
     Backend,
+    BackendError,
     Event,
     Finished,
     Message,
@@ -23,6 +24,7 @@ from qwen_vl_serve.backends.base import (
 __all__ = [
     "GREEDY",
     "Backend",
+    "BackendError",
     "Event",
     "Finished",
     "Message",

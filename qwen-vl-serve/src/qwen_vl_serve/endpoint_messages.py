@@ -104,9 +104,13 @@ def item_of(kind: str, url: str) -> dict[str, Any]:
     """
     url, _, fragment = url.partition("#")
     item: dict[str, Any] = {"type": kind, kind: url}
+    try:
+        options = parse_qsl(fragment, keep_blank_values=True, strict_parsing=bool(fragment))
+    except ValueError as error:
+        raise MediaError(f"the URL's fragment {fragment[:80]!r} is not name=value&name=value") from error
     if kind == "video" and url[: len(FRAMES)].lower() == FRAMES:
         item[kind] = [f"data:image/jpeg;base64,{frame}" for frame in url[len(FRAMES) :].split(",")]
-    for name, value in parse_qsl(fragment, keep_blank_values=True, strict_parsing=bool(fragment)):
+    for name, value in options:
         item[name] = _option(name, value)
     return item
 

@@ -42,9 +42,8 @@ def open_backend(
     Raises ValueError for a folder that holds no checkpoint, ModuleNotFoundError for an engine that is not
     installed (it says how to install it), OSError for a name nobody knows.
     """
-    is_address = str(model).startswith(("http://", "https://"))
-    engine = engine or ("openai" if is_address else "transformers")
-    if is_address != (engine == "openai"):
+    engine = engine or ("openai" if is_address(model) else "transformers")
+    if is_address(model) != (engine == "openai"):
         raise ValueError(
             f"engine={engine!r} does not fit {model}: an address takes 'openai', a checkpoint not"
         )
@@ -68,6 +67,11 @@ def open_backend(
     from qwen_vl_serve.backends.transformers import TransformersBackend
 
     return TransformersBackend.load(model, adapter=adapter, **common)
+
+
+def is_address(model: str | Path) -> bool:
+    """Whether a model is an endpoint's address and not a checkpoint."""
+    return str(model).startswith(("http://", "https://"))
 
 
 def _check_folder(folder: Path) -> None:

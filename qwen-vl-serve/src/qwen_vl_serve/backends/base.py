@@ -106,6 +106,10 @@ class Finished:
 Event = TextDelta | ReasoningDelta | Finished
 
 
+class BackendError(RuntimeError):
+    """The endpoint refused a request or could not be reached; the message says which and why."""
+
+
 class Backend(Protocol):
     """Whatever answers messages."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -27,6 +27,20 @@ class LoopThread:
         except BaseException:
             future.cancel()
             raise
+
+    def gather(self, coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+        """The results in order. The first error cancels the rest and is raised."""
+
+        async def together() -> list[T]:
+            tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+        return self.run(together())
 
     def iterate(self, source: AsyncGenerator[T, None]) -> Iterator[T]:
         """The items of ``source`` as they come. Closing the iterator closes ``source`` before it returns."""

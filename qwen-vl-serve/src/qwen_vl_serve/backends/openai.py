@@ -10,12 +10,15 @@ restarts; a stream that has already shown something is not asked anew.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import openai
 
 from qwen_vl_serve.backends.base import (
+    BackendError,
     Event,
     Finished,
     FinishReason,
@@ -66,8 +69,16 @@ class OpenAIBackend:
             self._extra["chat_template_kwargs"] = dict(chat_template_kwargs)
         self.name = name or self._loop.run(self._only_model())
 
+    @asynccontextmanager
+    async def _named(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except openai.OpenAIError as error:
+            raise BackendError(f"{self._client.base_url}: {error}") from error
+
     async def _only_model(self) -> str:
-        names = [model.id async for model in self._client.models.list()]
+        async with self._named():
+            names = [model.id async for model in self._client.models.list()]
         if len(names) != 1:
             raise ValueError(f"{self._client.base_url} serves {names or 'no model'}; say which with name=")
         return names[0]
@@ -81,13 +92,7 @@ class OpenAIBackend:
         self, batch: Sequence[Sequence[Message]], sampling: Sampling, *, tools: Sequence[Tool] = ()
     ) -> list[Reply]:
         """See :meth:`Backend.generate <qwen_vl_serve.backends.base.Backend.generate>`."""
-
-        async def replies() -> list[Reply]:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._reply(messages, sampling, tools)) for messages in batch]
-            return [task.result() for task in tasks]
-
-        return self._loop.run(replies())
+        return self._loop.gather(self._reply(messages, sampling, tools) for messages in batch)
 
     def stream(
         self, messages: Sequence[Message], sampling: Sampling, *, tools: Sequence[Tool] = ()
@@ -119,7 +124,7 @@ class OpenAIBackend:
         return request | {"extra_body": extra}
 
     async def _reply(self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[Tool]) -> Reply:
-        async with self._slots:
+        async with self._slots, self._named():
             request = await self._request(messages, sampling, tools)
             answer = await self._client.chat.completions.create(**request)
         choice = answer.choices[0]
@@ -143,7 +148,7 @@ class OpenAIBackend:
         self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[Tool]
     ) -> AsyncGenerator[Event, None]:
         reply = _Growing()
-        async with self._slots:
+        async with self._slots, self._named():
             request = await self._request(messages, sampling, tools)
             chunks = await self._client.chat.completions.create(
                 **request, stream=True, stream_options={"include_usage": True}
@@ -213,6 +218,4 @@ def _finish_reason(told: str | None) -> FinishReason:
 
 
 def _environment_key() -> str:
-    import os
-
     return os.environ.get("OPENAI_API_KEY") or "none"

@@ -131,12 +131,7 @@ class VllmBackend:
                     return event.reply
             raise RuntimeError("vLLM ended a request without a last output")
 
-        async def replies() -> list[Reply]:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(reply(messages)) for messages in batch]
-            return [task.result() for task in tasks]
-
-        return self._loop.run(replies())
+        return self._loop.gather(reply(messages) for messages in batch)
 
     def stream(
         self, messages: Sequence[Message], sampling: Sampling, *, tools: Sequence[Tool] = ()
