@@ -21,6 +21,7 @@ serve: setup  ## serve the small model with vLLM (MODEL=FOLDER another one; opti
 # One thread and one file at a time in each worker: a file's tests share fixtures and keep their order.
 test: check $(VOCABULARY)  ## everything that must hold (options for pytest: ARGS="...")
 	@.ci/setup-vllm
+	@.ci/setup-tests
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
 		$(PYTHON) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
