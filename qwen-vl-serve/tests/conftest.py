@@ -10,6 +10,7 @@ from PIL import Image
 
 from qwen_vl_serve.backends.transformers import TransformersBackend
 from qwenvl.nano import FAMILIES, write_checkpoint
+from qwenvl.train.expert_layout import publish
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,7 @@ def lively(tmp_path_factory):
                 if parameter.ndim > 1:
                     parameter.data.normal_(0, 1.5 / parameter.shape[-1] ** 0.5, generator=generator)
             backend.model.save_pretrained(folder)
+            publish(folder)
             folders[family] = folder
         return folders[family]
 

@@ -126,6 +126,8 @@ def _profile_values(
     name = Path(checkpoint.model).resolve().name if checkpoint.is_local else checkpoint.model
     values: dict[str, Any] = {"served-model-name": name, "host": "127.0.0.1", "port": 8000}
     values["limit-mm-per-prompt"] = limits
+    # Between JSON's tokens a small model may write spaces without end.
+    values["structured-outputs-config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
     if profile == "cpu":
         positions = checkpoint.text_config.get("max_position_embeddings", CPU_CONTEXT)
         context = min(CPU_CONTEXT, positions)
