@@ -28,7 +28,7 @@ PROJECTS = {name: ROOT / folder.relative_to(ROOT).parts[0] for name, folder in P
 OWN = {"qwen-vl-utils", "qwen-vl-serve", "qwenvl-eval", "qwen-vl-finetune"}
 # Want a GPU and an environment of their own, so the tested set on a laptop leaves them out.
 UNTESTED = {"vllm", "flash-attn"}
-IMPORT_NAMES = {"pillow": "PIL", "flash-attn": "flash_attn", "easy-vqa": "easy_vqa"}
+IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "flash-attn": "flash_attn", "easy-vqa": "easy_vqa"}
 
 
 def project(name: str) -> dict:
@@ -112,7 +112,7 @@ def test_imports_are_declared_and_declared_are_imported(name):
 # Wanted by the model library (chat templates, Trainer), or by a command.
 NOT_IMPORTED = {
     "qwen_vl_utils": set(),
-    "qwen_vl_serve": {"vllm"},
+    "qwen_vl_serve": set(),
     "qwenvl_eval": set(),
     "qwenvl": {"accelerate", "jinja2"},
 }
