@@ -10,9 +10,9 @@ from pathlib import Path
 
 import av
 import pytest
-from qwen_vl_serve.launch import running_server
 
 from qwen_vl_serve import Finished, Reply, Sampling, open_backend
+from qwen_vl_serve.launch import running_server
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO = ROOT / "models/qwen3-vl-nano"
