@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from qwen_vl_serve.launch import running_server
 from qwen_vl_serve.profiles import PROFILES
@@ -155,6 +157,20 @@ def test_experts_in_the_model_librarys_layout_are_refused_with_the_remedy(tmp_pa
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert f"python -m qwenvl.train.expert_layout {tmp_path}" in done.stderr
+
+
+def test_an_adapter_that_vllm_would_serve_in_part_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"r": 4}')
+    name = "base_model.model.model.visual.merger.linear_fc1.lora_A.weight"
+    save_file({name: torch.zeros(4, 8)}, tmp_path / "adapter_model.safetensors")
+    command = [str(Path(sys.executable).parent / "qwenvl-serve"), NANO, "--dry-run"]
+    command += ["--enable-lora", "--lora-modules", f"mine={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "it changes the vision part" in done.stderr
+    save_file(
+        {name.replace("visual", "language_model"): torch.zeros(4, 8)}, tmp_path / "adapter_model.safetensors"
+    )
+    assert f"mine={tmp_path}" in dry(*command[3:])[1]
 
 
 def test_a_server_that_ends_before_it_is_ready_says_why():

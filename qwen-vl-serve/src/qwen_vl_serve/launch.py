@@ -28,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from qwen_vl_serve import adapters
 from qwen_vl_serve import checkpoint as checkpoints
 from qwen_vl_serve.flags import Flag, given, read_flags
 from qwen_vl_serve.hardware import find_hardware
@@ -129,6 +130,7 @@ def prepare(argv: Sequence[str], *, vllm: Path | None = None) -> tuple[Server, b
     checkpoint = checkpoints.find_checkpoint(model, revision[0] if revision else None)
     checkpoints.check_expert_layout(checkpoint)
     _check_policy(options.media_policy, options.stock_media)
+    _check_adapters(given(flags, "lora-modules") or ())
     wishes = Wishes(
         profile=options.profile,
         long_context=options.long_context,
@@ -189,6 +191,14 @@ def _check_policy(policy: Mapping[str, Any], stock: bool) -> None:
         MediaPolicy.strict(**policy)
     except (TypeError, ValueError) as error:
         raise ValueError(f"--media-policy: {error}") from error
+
+
+def _check_adapters(modules: Sequence[str]) -> None:
+    """Raise ValueError for an adapter that vLLM would serve in part; ``modules``: NAME=FOLDER or JSON."""
+    for module in modules:
+        named = json.loads(module)["path"] if module.startswith("{") else module.partition("=")[2]
+        if (Path(named) / "adapter_config.json").is_file():
+            adapters.served_rank(Path(named))
 
 
 def _read_config_file(flags: Sequence[Flag]) -> dict[str, Any]:
