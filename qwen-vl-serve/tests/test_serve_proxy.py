@@ -495,7 +495,7 @@ def test_a_question_is_not_asked_twice(nginx):
     """The server that got it may be answering: a second one would cost double, or answer twice."""
     nginx.upstream.silent = True
     status, headers, body = nginx.ask("POST", CHAT, b"{}")
-    assert (status, error_of(body)["code"]) == (502, "server_unavailable")
+    assert (status, error_of(body)["code"]) == (503, "server_unavailable")
     assert headers["Retry-After"] and len(nginx.upstream.seen) == 1
 
 
@@ -520,8 +520,8 @@ def test_a_server_that_is_down_is_passed_over_and_taken_back(tmp_path):
 def test_no_server_at_all_is_told_so(tmp_path):
     with front(tmp_path, [Upstream(port=free_port())]) as nginx:
         status, headers, body = nginx.ask("POST", CHAT, b"{}")
-        assert (status, error_of(body)["type"], headers["Retry-After"]) == (502, "server_error", "5")
-        assert nginx.ask("GET", "/health", key=None)[0] == 502
+        assert (status, error_of(body)["type"], headers["Retry-After"]) == (503, "server_error", "5")
+        assert nginx.ask("GET", "/health", key=None)[0] == 503
 
 
 def test_rate_and_connections_are_limited_for_each_key(tmp_path):
