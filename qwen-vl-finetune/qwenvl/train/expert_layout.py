@@ -46,7 +46,7 @@ def publish(folder: str | Path) -> int:
     turned = sum(_publish_file(path, shapes) for path in sorted(folder.glob("*.safetensors")))
     if "norm_topk_prob" not in text:
         text["norm_topk_prob"] = True
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return turned
 
 
