@@ -21,8 +21,9 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -38,6 +39,8 @@ from qwen_vl_serve.ready import NotReady, wait_until_ready
 COMMAND = "qwenvl-serve"
 GRACE = 60.0
 """Seconds that vLLM has to end by itself; then its processes are killed."""
+LAST = 2.0
+"""Seconds to wait until killed processes are gone; where nobody buries them they never are."""
 TAIL = 40
 """Lines of a failed server's log in the error."""
 UNWATCHED = ("uds", "headless", "grpc")
@@ -303,43 +306,62 @@ def stop(process: subprocess.Popen[bytes], grace: float = GRACE) -> int:
         except subprocess.TimeoutExpired:
             kill_group(process)
     status = process.wait()
-    kill_group(process)  # an engine whose server is gone
+    ends = time.monotonic() + LAST
+    while kill_group(process) and time.monotonic() < ends:  # an engine whose server is gone
+        time.sleep(0.02)
     return status
 
 
-def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the server's processes."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-@contextmanager
-def handing_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM go to the server; the second one kills it."""
-    asked = 0
-
-    def hand_on(number: int, _: FrameType | None) -> None:
-        nonlocal asked
-        asked += 1
-        if asked > 1:
-            kill_group(process)
-        elif process.poll() is None:
-            process.send_signal(number)
-
-    before: dict[int, Callable[..., Any] | int | None] = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, hand_on)
+def kill_group(process: subprocess.Popen[bytes]) -> bool:
+    """Kill what is left of the server's processes; whether there was something."""
     try:
-        yield
-    finally:
-        for number, handler in before.items():
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class HandOn:
+    """While it is entered, Ctrl-C and SIGTERM go to ``process``; the second one kills it.
+
+    Entered before the server is started, so that no signal finds the server without it.
+    """
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self._signals: list[int] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> HandOn:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._hand_on)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def watch(self, process: subprocess.Popen[bytes]) -> None:
+        """From now on ``process`` is the one; what came before it was there reaches it now."""
+        self.process = process
+        if self._signals:
+            process.send_signal(self._signals[0])
+
+    def _hand_on(self, number: int, _: FrameType | None) -> None:
+        self._signals.append(number)
+        if self.process is None or self.process.poll() is not None:
+            return
+        if len(self._signals) > 1:
+            kill_group(self.process)
+        else:
+            self.process.send_signal(number)
 
 
 def run(server: Server) -> int:
     """Start the server, say when it is ready, wait for its end; its status, 1 where it never was ready."""
-    process = start(server)
-    with handing_on(process):
+    with HandOn() as signals:
+        process = start(server)
+        signals.watch(process)
         try:
             if server.base_url is not None:
                 _announce(server, server.base_url, process)
