@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vl_serve.checkpoint import Checkpoint
-from qwen_vl_serve.flags import Flag, combine, given, merge
+from qwen_vl_serve.flags import Flag, combine, given, merge, read_flags
 from qwen_vl_serve.hardware import Hardware
 
 PROFILES = {
@@ -92,7 +92,22 @@ def make_plan(
         values["mm-processor-kwargs"] = {"do_resize": False}
     environment = _environment(profile, checkpoint, hardware, wishes, environ or {})
     arguments = (checkpoint.model, *combine(values, flags, configured))
+    notes += _open_doors(read_flags(arguments), configured or {}, environ or {})
     return Plan(arguments, environment, tuple(notes))
+
+
+def _open_doors(
+    flags: Sequence[Flag], configured: Mapping[str, Any], environ: Mapping[str, str]
+) -> list[str]:
+    """A note where others than this machine's users can ask without a key."""
+    host = (given(flags, "host") or (str(configured.get("host", "127.0.0.1")),))[0]
+    key = given(flags, "api-key") or configured.get("api-key") or environ.get("VLLM_API_KEY")
+    if key or host in ("localhost", "::1") or host.startswith("127."):
+        return []
+    return [
+        f"it listens on {host} without a key: whoever reaches that may use it; --api-key closes /v1, and a "
+        "proxy before it the rest"
+    ]
 
 
 def choose_profile(checkpoint: Checkpoint, hardware: Hardware, wanted: str | None) -> tuple[str, str]:
