@@ -65,7 +65,7 @@ class ProxySettings:
     burst: str = setting(r"[1-9]\d*", "requests a key may be ahead of that", "40")
     connections: str = setting(r"[1-9]\d*", "requests of a key at a time", "64")
     timeout: str = setting(r"[1-9]\d*[sm]", "longest silence of a vLLM server", "600s")
-    access_log: str = setting(PATH + "|off", "where the log goes", "/var/log/nginx/access.log")
+    access_log: str = setting(PATH, "where the log goes", "/var/log/nginx/access.log")
     server_authorization: str = setting(
         r"|Bearer [\w.~+/=-]+", "the vLLM servers' own key as `Bearer KEY`, empty for none", ""
     )
