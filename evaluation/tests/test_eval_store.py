@@ -1,49 +1,54 @@
-"""The store and the runner: nothing is lost, nothing asked twice, nothing of another run mixed in."""
+"""The store: nothing is lost, nothing kept twice, nothing of another run mixed in."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import threading
 from dataclasses import replace
 
 import pytest
-from PIL import Image
 
-from qwen_vl_serve import Reply
-from qwenvl_eval import Prediction, Run, Sample, Store, read_predictions, run_task, summarise
-from qwenvl_eval.runner import describe_run
+from qwenvl_eval import Prediction, Predictions, Run, Store
 
-RUN = Run("models/nano", "a" * 64, "test.jsonl", "b" * 64, 3, 16)
+RUN = Run(
+    task="conversations", options={"limit": 0}, model="models/nano", weights="a" * 64, data="test.jsonl",
+    data_sha256="b" * 64, samples=3, sampling={"temperature": 0},
+)  # fmt: skip
 
 
-def prediction(row, answer="yes", **more):
-    fields = {"row": row, "media": [f"{row}.png"], "question": "q", "target": "yes", "answer": answer}
-    fields |= {"finish_reason": "stop", "prompt_tokens": 40, "completion_tokens": 2, "seconds": 0.5}
+def prediction(index, answer="yes", **more):
+    fields = {"id": f"q{index}", "index": index, "replicate": 0, "key": f"{index:064x}"[::-1], "prompt": []}
+    fields |= {"media": [], "answer": answer, "reasoning": "", "finish_reason": "stop", "error": ""}
+    fields |= {"prompt_tokens": 40, "completion_tokens": 2, "seconds": 0.5, "target": {"answer": "yes"}}
+    fields |= {"cluster": f"{index}.png", "groups": {}}
     return Prediction(**(fields | more))
 
 
-def test_what_is_added_can_be_read_back_in_row_order(tmp_path):
+def test_what_is_added_can_be_read_back_in_the_order_of_the_data(tmp_path):
     path = tmp_path / "new folder" / "out.jsonl"
-    kept = [prediction(3, answer="Grüße\n\u2028"), prediction(1)]
+    kept = [prediction(2, answer="Grüße\n\u2028"), prediction(1)]
     with Store(path, RUN) as store:
         store.add(kept)
-        assert read_predictions(path) == (RUN, kept[::-1])  # already, before it is closed
-    with Store(path, replace(RUN, model_path="moved/elsewhere", annotations="there/too")) as store:
-        assert store.done == {1, 3}
-        store.add([prediction(2)])
-    assert [p.row for p in read_predictions(path)[1]] == [1, 2, 3]
+        found = Predictions(path)  # already, before it is closed
+        assert (found.run, list(found)) == (RUN, kept[::-1])
+    with Store(path, replace(RUN, model="moved/elsewhere", data="there/too", engine="vllm")) as store:
+        assert kept[0].key in store and kept[1].key in store and len(store) == 2
+        store.add([prediction(0)])
+    assert [p.index for p in Predictions(path)] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["weights", "annotations_sha256", "samples", "max_new_tokens"])
-def test_another_run_is_refused(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("task", "mmmu"), ("options", {"limit": 5}), ("weights", "7" * 64), ("data_sha256", "7" * 64),
+        ("samples", 7), ("replicates", 7), ("sampling", {"temperature": 1}),
+    ],
+)  # fmt: skip
+def test_another_run_is_refused(tmp_path, name, value):
     path = tmp_path / "out.jsonl"
     with Store(path, RUN) as store:
         store.add([prediction(1)])
     before = path.read_bytes()
     with pytest.raises(ValueError, match=rf"out\.jsonl holds .* another run \({name} .*choose another file"):
-        Store(path, replace(RUN, **{name: 7}))
+        Store(path, replace(RUN, **{name: value}))
     assert path.read_bytes() == before
 
 
@@ -52,20 +57,42 @@ def test_a_run_that_never_answered_makes_room_for_another(tmp_path):
     other = replace(RUN, weights="c" * 64)
     for run in (RUN, other):
         Store(path, run).__exit__(None, None, None)
-    assert read_predictions(path) == (other, [])
+    assert (Predictions(path).run, len(Predictions(path))) == (other, 0)
 
 
 def test_a_file_cut_at_any_byte_goes_on(tmp_path):
     path = tmp_path / "out.jsonl"
+    kept = [prediction(1, answer="ä"), prediction(2)]
     with Store(path, RUN) as store:
-        store.add([prediction(1, answer="ä"), prediction(2)])
+        store.add(kept)
     whole = path.read_bytes()
     for end in range(len(whole) + 1):
         path.write_bytes(whole[:end])
         with Store(path, RUN) as store:
-            missing = {1, 2} - store.done
-            store.add(prediction(row, answer="ä" if row == 1 else "yes") for row in sorted(missing))
+            store.add(p for p in kept if p.key not in store)
         assert path.read_bytes() == whole, end
+
+
+def test_a_long_half_line_is_dropped_too(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with Store(path, RUN) as store:
+        store.add([prediction(1)])
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"x" * 300_000)
+    Store(path, RUN).__exit__(None, None, None)
+    assert path.read_bytes() == whole
+
+
+def test_what_failed_is_asked_again_and_its_new_line_counts(tmp_path):
+    path = tmp_path / "out.jsonl"
+    failed = prediction(1, answer="", finish_reason="failed", error="no route")
+    with Store(path, RUN) as store:
+        store.add([failed, prediction(2, answer="", finish_reason="refused", error="too long")])
+        assert failed.key not in store and prediction(2).key in store
+    with Store(path, RUN) as store:
+        assert failed.key not in store
+        store.add([prediction(1)])
+    assert [p.finish_reason for p in Predictions(path)] == ["stop", "refused"]
 
 
 def test_damage_in_the_middle_is_an_error(tmp_path):
@@ -76,117 +103,28 @@ def test_damage_in_the_middle_is_an_error(tmp_path):
     path.write_text("".join([lines[0], lines[1][:20] + "\n", lines[2]]))
     with pytest.raises(ValueError, match=r"out\.jsonl, line 2: not a prediction"):
         Store(path, RUN)
-    path.write_text("".join([*lines, lines[2]]))
-    with pytest.raises(ValueError, match=r"line 4: row 2 is there twice"):
-        Store(path, RUN)
-    path.write_text(lines[1])
-    with pytest.raises(ValueError, match=r"line 1: not the run"):
-        read_predictions(path)
+    path.write_text("".join([lines[0], json.dumps({"row": 1}) + "\n"]))
+    with pytest.raises(ValueError, match=r"out\.jsonl, line 2: not a prediction"):
+        Predictions(path)
+    path.write_text('{"row": 1}\n')
+    with pytest.raises(ValueError, match=r"out\.jsonl, line 1: not the run"):
+        Predictions(path)
     path.write_text("")
     with pytest.raises(ValueError, match="no predictions in it"):
-        read_predictions(path)
+        Predictions(path)
 
 
-def test_a_partial_run_has_no_score_and_a_cut_answer_is_wrong():
-    some = [prediction(1), prediction(2, finish_reason="length")]
-    with pytest.raises(ValueError, match="2 of 3 predictions are there"):
-        summarise(RUN, some)
-    summary = summarise(RUN, [*some, prediction(3, answer="no")])
-    assert (summary.accuracy.right, summary.accuracy.total, summary.truncated) == (1, 3, 1)
-    assert summary.samples_per_second == pytest.approx(2.0)
-    assert summary.tokens_per_second == pytest.approx(84.0)
-
-
-def test_the_same_weights_elsewhere_are_the_same_run_and_changed_ones_are_not(tmp_path):
-    questions = tmp_path / "test.jsonl"
-    questions.write_text("{}\n")
-    folders = [tmp_path / name for name in ("here", "there")]
-    for folder in folders:
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-        (folder / "model.safetensors").write_bytes(bytes(1000))
-    here, there = (describe_run(str(folder), questions, [], 8) for folder in folders)
-    assert here.difference(there) == []
-    (folders[1] / "model.safetensors").write_bytes(bytes(500) + b"\1" + bytes(499))
-    assert "weights" in here.difference(describe_run(str(folders[1]), questions, [], 8))[0]
-    names = [describe_run(name, questions, [], 8) for name in ("Qwen/one", "Qwen/two")]
-    assert names[0].weights != names[1].weights
-
-
-class Recorder:
-    """A back end that remembers its batches and answers with the question."""
-
-    def __init__(self):
-        self.batches = []
-
-    def generate(self, batch, sampling):
-        self.batches.append([messages[-1]["content"] for messages in batch])
-        assert sampling.temperature == 0
-        return [Reply(str(messages[-1]["content"]), "stop", 5, 2) for messages in batch]
-
-
-def test_only_missing_questions_are_asked_longest_first(tmp_path):
-    texts = ["a" * n for n in (3, 9, 1, 7, 5)]
-    samples = [Sample(n, [{"role": "user", "content": t}], t, t, ()) for n, t in enumerate(texts, 1)]
-    backend, run = Recorder(), replace(RUN, samples=5)
-    with Store(tmp_path / "out.jsonl", run) as store:
-        store.add([prediction(4)])
-        run_task(backend, samples, store, max_new_tokens=4, batch_size=2)
-        run_task(backend, samples, store, max_new_tokens=4, batch_size=2)  # nothing is left
-    assert backend.batches == [["a" * 9, "a" * 5], ["a" * 3, "a"]]
-    _, predictions = read_predictions(tmp_path / "out.jsonl")
-    assert [(p.row, p.answer) for p in predictions if p.row != 4] == [(n, texts[n - 1]) for n in (1, 2, 3, 5)]
-
-
-def test_bigger_pictures_come_before_longer_texts(tmp_path):
-    samples = []
-    for n, (side, text) in enumerate([(32, "long" * 9), (64, "short"), (64, "longer")], 1):
-        path = tmp_path / f"{n}.png"
-        Image.new("RGB", (side, side)).save(path)
-        content = [{"type": "image", "image": str(path)}, {"type": "text", "text": text}]
-        samples.append(Sample(n, [{"role": "user", "content": content}], text, text, (path.name,)))
-    backend = Recorder()
-    with Store(tmp_path / "out.jsonl", RUN) as store:
-        run_task(backend, samples, store, max_new_tokens=4, batch_size=1)
-    assert [batch[0][1]["text"] for batch in backend.batches] == ["longer", "short", "long" * 9]
-
-
-SLOW_RUN = """
-import sys, time
-from pathlib import Path
-from qwen_vl_serve import Reply
-from qwenvl_eval import Run, Sample, Store, run_task
-
-class Slow:
-    def generate(self, batch, sampling):
-        time.sleep(0.05)
-        return [Reply(m[0]["content"], "stop", 5, 1) for m in batch]
-
-samples = [Sample(n, [{"role": "user", "content": str(n)}], str(n), str(n), ()) for n in range(1, 61)]
-with Store(Path(sys.argv[1]), Run("m", "w", "a", "s", 60, 8)) as store:
-    print("already", len(store.done))
-    run_task(Slow(), samples, store, max_new_tokens=8, batch_size=3)
-"""
-
-
-def test_a_run_killed_midway_keeps_its_predictions_and_goes_on(tmp_path):
+def test_lines_of_many_threads_stay_whole(tmp_path):
     path = tmp_path / "out.jsonl"
-    command = [sys.executable, "-c", SLOW_RUN, str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not path.exists() or path.read_bytes().count(b"\n") < 10:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    before = path.read_bytes()
-    kept = before[: before.rfind(b"\n") + 1]
-    count = kept.count(b"\n") - 1
-    assert 9 <= count < 60
-    again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert f"already {count}" in again.stdout
-    assert path.read_bytes().startswith(kept)
-    run, predictions = read_predictions(path)
-    assert [p.answer for p in predictions] == [str(n) for n in range(1, 61)]
-    assert summarise(run, predictions).accuracy.right == 60
-    assert json.loads(kept.splitlines()[0])["run"]["samples"] == 60
+    with Store(path, replace(RUN, samples=400)) as store:
+
+        def work(first):
+            for index in range(first, 400, 8):
+                store.add([prediction(index, answer="x" * 5000)])
+
+        threads = [threading.Thread(target=work, args=(first,)) for first in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [p.index for p in Predictions(path)] == list(range(400))

@@ -3,9 +3,9 @@
     python qwen-vl-finetune/demo/quickstart.py [--output-dir output/quickstart] [--minutes 7]
 
     easy-vqa -> data/{train,test}.jsonl, data/images                       convert
-      base checkpoint -> qwenvl-eval run -> base.jsonl                     measure
+      base checkpoint -> qwenvl-eval infer -> base.jsonl                   measure
       base checkpoint -> torchrun train_qwen.py -> checkpoint/             train
-      checkpoint/ -> qwenvl-eval run -> tuned.jsonl                        measure again
+      checkpoint/ -> qwenvl-eval infer -> tuned.jsonl                      measure again
       -> table, a few questions aloud, report.html                         show
 
 Every stage can be interrupted; the same command goes on where it was. A finished run prints its table again.
@@ -36,15 +36,9 @@ import easy_vqa
 from PIL import Image, ImageOps
 from quickstart_report import Curve, Row, Shown, write_report
 
-from qwenvl_eval import (
-    Prediction,
-    blind_accuracy,
-    is_right,
-    load_samples,
-    question_answer_pairs,
-    read_predictions,
-    summarise,
-)
+from qwenvl_eval import Prediction, Predictions, blind_accuracy, build, verdict_of
+from qwenvl_eval.tasks.conversations import question_answer_pairs
+from qwenvl_eval.tasks.easyvqa import EasyVqa
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN_SCRIPT = ROOT / "qwen-vl-finetune" / "qwenvl" / "train" / "train_qwen.py"
@@ -225,11 +219,12 @@ def _test_rows(data: Path, test: dict[int, list[tuple[str, str]]], questions: in
 def _evaluate(place: Workplace, model: Path, name: str) -> None:
     flags = {
         "model-path": model,
-        "annotations": place.data / "test.jsonl",
+        "data-dir": place.data / "test.jsonl",
         "output-file": place.predictions(name),
         "max-new-tokens": MAX_NEW_TOKENS,
+        "engine": "transformers",
     }
-    _run(place, [sys.executable, "-m", "qwenvl_eval.cli", "run", *_flags(flags)])
+    _run(place, [sys.executable, "-m", "qwenvl_eval.cli", "infer", "easyvqa", *_flags(flags)])
 
 
 def _train(place: Workplace, model: Path, minutes: float) -> None:
@@ -309,9 +304,9 @@ def read_rows(place: Workplace) -> list[Row]:
     """The three lines of the table."""
     rows = []
     for label, name in (("base", "base"), ("fine-tuned", "tuned")):
-        run, predictions = read_predictions(place.predictions(name))
-        summary = summarise(run, predictions)
-        rows.append(Row(label, summary.accuracy, summary.samples_per_second, summary.tokens_per_second))
+        predictions = Predictions(place.predictions(name))
+        report = build(EasyVqa(), predictions)
+        rows.append(Row(label, report.headline.accuracy, report.speed.samples, report.speed.tokens))
     training = question_answer_pairs(place.data / "train.jsonl")
     return [Row("without looking", blind_accuracy(predictions, training), None, None), *rows]
 
@@ -345,22 +340,24 @@ def ask_aloud(place: Workplace) -> None:
     from qwen_vl_serve import GREEDY, TextDelta, open_backend
 
     disable_progress_bar()
-    samples = load_samples(place.data / "test.jsonl", place.data)
+    samples = list(EasyVqa().open(place.data / "test.jsonl"))
     backend = open_backend(place.checkpoint)
     for sample in random.Random(SEED + 1).sample(samples, min(QUESTIONS_ALOUD, len(samples))):
-        print(f"{_short(place.data / sample.media[0])}: {sample.question} ", end="", flush=True)
+        picture, question = place.data / sample.cluster, sample.target["question"]
+        print(f"{_short(picture)}: {question} ", end="", flush=True)
         for event in backend.stream(sample.messages, GREEDY):
             if isinstance(event, TextDelta):
                 print(event.text, end="", flush=True)
-        print(f"   (right: {sample.target})")
+        print(f"   (right: {sample.target['answer']})")
 
 
 def shown(place: Workplace) -> list[Shown]:
     """All predictions of the fine-tuned checkpoint, in a seeded order."""
-    _, predictions = read_predictions(place.predictions("tuned"))
+    predictions = list(Predictions(place.predictions("tuned")))
 
     def show(p: Prediction) -> Shown:
-        return Shown(place.data / p.media[0], p.question, p.answer, p.target, is_right(p))
+        right = verdict_of(EasyVqa(), "exact", p).right
+        return Shown(place.data / p.cluster, p.target["question"], p.answer, p.target["answer"], right)
 
     return [show(p) for p in random.Random(SEED).sample(predictions, len(predictions))]
 

@@ -99,7 +99,7 @@ def answers(ids: torch.Tensor, labels: torch.Tensor, tokenizer) -> list[str]:
 def label(processor, turns, **options) -> list[str]:
     ids = rendered(processor, turns, **options)
     count = sum(role == "assistant" for role, _ in turns)
-    labels = answer_labels(ids, turn_marks(processor), processor.tokenizer, answers=count)
+    labels, _ = answer_labels(ids, turn_marks(processor), processor.tokenizer, [1.0] * count)
     return answers(ids, labels, processor.tokenizer)
 
 
@@ -127,7 +127,7 @@ def test_pictures_between_the_turns_carry_no_loss(processor):
         "input_ids"
     ][0]
     assert (ids == processor.image_token_id).sum() > 8
-    labels = answer_labels(ids, turn_marks(processor), processor.tokenizer, answers=2)
+    labels, _ = answer_labels(ids, turn_marks(processor), processor.tokenizer, [1.0, 1.0])
     assert answers(ids, labels, processor.tokenizer) == ["Red." + END, "Red too." + END]
 
 
@@ -135,7 +135,7 @@ def test_an_answer_without_its_end_is_learned_to_where_it_stops(processor):
     turns = CONVERSATIONS["several turns"]
     ids = rendered(processor, turns, continue_final_message=True)
     assert ids[-1] != processor.tokenizer.convert_tokens_to_ids(END)
-    labels = answer_labels(ids, turn_marks(processor), processor.tokenizer, answers=2)
+    labels, _ = answer_labels(ids, turn_marks(processor), processor.tokenizer, [1.0, 1.0])
     assert answers(ids, labels, processor.tokenizer) == ["A cat." + END, "Yes,\nquite sure. "]
 
 
@@ -170,7 +170,7 @@ def test_the_labels_continue_the_prompt_of_answering(processor, template, monkey
 def test_turns_that_the_template_drops_are_an_error(processor):
     ids = rendered(processor, CONVERSATIONS["one turn"])
     with pytest.raises(ValueError, match="2 assistant turns, but the chat template rendered 1"):
-        answer_labels(ids, turn_marks(processor), processor.tokenizer, answers=2)
+        answer_labels(ids, turn_marks(processor), processor.tokenizer, [1.0, 1.0])
 
 
 def test_a_template_without_turn_tokens_is_refused(checkpoints):

@@ -48,7 +48,7 @@ def test_a_users_file_adds_to_the_registry(tmp_path, monkeypatch):
         ("[cats]\n", r"data.toml: \[cats\]: needs annotation_path"),
         (
             "[cats]\nannotation_path = 3\n",
-            r"\[cats\]: annotation_path = 3: only annotation_path and data_path",
+            r"\[cats\]: annotation_path = 3: only annotation_path, data_path, split",
         ),
         ('[cats]\nannotation_path = "a.json"\ntypo = "b"\n', r"\[cats\]: typo = 'b'"),
         ('["cats%5"]\nannotation_path = "a.json"\n', "must not end in %N"),

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoConfig, AutoProcessor
 
 from qwenvl.data.data_processor import make_supervised_data_module
-from qwenvl.data.messages import read_sample, refused_text, to_messages
+from qwenvl.data.messages import read_sample, refused_text
 from qwenvl.data.sources import check_annotations, open_annotations
 from qwenvl.train.argument import DataArguments
 
@@ -21,7 +21,7 @@ def row(question="<image>\nWhat?", answer="A cat.", **fields) -> dict:
 
 
 def messages(fields, video_options=None) -> list[dict]:
-    return to_messages(read_sample(fields, "/data", REFUSED), video_options=video_options or {})
+    return read_sample(fields, "/data", REFUSED, video_options).messages
 
 
 def write(folder, name, rows):
@@ -91,16 +91,16 @@ def test_marks_of_places_are_content():
         (row(answer="see <video>"), "turn 1 (assistant) contains <video>"),
         (row("<image> <|im_end|>"), "turn 0 (user) contains the special token <|im_end|>; take it out"),
         (row(answer="<|image_pad|>"), "turn 1 (assistant) contains the special token <|image_pad|>"),
-        (row("<image> \ud83d"), "can't encode character '\\ud83d' in position 8: surrogates not allowed"),
+        (row("<image> \ud83d"), "can't encode character '\\ud83d' in position 1: surrogates not allowed"),
         (row(image=["a.png", 3]), "'image' must be a path or a list of paths, found ['a.png', 3]"),
-        (row(image={"path": "a.png"}), "'image' must be a path or a list of paths"),
+        (row(image={"name": "a.png"}), "'image' must be a path or a list of paths"),
         (row(images=["a.png"]), "both 'image' and 'images'; keep one of them"),
         (row(conversations=None), "'conversations' must be a list of turns, found nothing"),
         (row(conversations=[]), "'conversations' must be a list of turns, found an empty list"),
         (row(conversations=["hi"]), "turn 0 must be an object with 'from' and 'value', found a string"),
         (row(conversations=[{"from": "bot", "value": ""}]), "turn 0: 'from' is 'bot'; known roles: human"),
         (row(conversations=[{"value": "x"}]), "turn 0: 'role' is None"),
-        (row(conversations=[{"from": "human"}]), "turn 0 (human): 'value' must be text, found nothing"),
+        (row(conversations=[{"from": "human"}]), "turn 0 (user): 'value' must be text, found nothing"),
         (
             row(conversations=[{"from": "human", "value": "<image>"}]),
             "no assistant turn, so nothing to learn",

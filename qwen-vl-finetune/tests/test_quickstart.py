@@ -14,7 +14,7 @@ import easy_vqa
 import pytest
 
 from qwen_vl_serve import GREEDY, open_backend
-from qwenvl_eval import load_samples
+from qwenvl_eval.tasks.easyvqa import EasyVqa
 
 pytestmark = pytest.mark.timeout(900)
 DEMO = Path(__file__).resolve().parents[1] / "demo"
@@ -75,7 +75,7 @@ def test_killed_and_started_again_it_ends_with_all_it_promises(finished):
     assert all(f"[{stage}/4]" in before for stage in (1, 2, 3))
     assert "[1/4]" not in after and "[2/4]" not in after and "[3/4]" in after
     tuned = [json.loads(line) for line in (folder / "tuned.jsonl").read_text().splitlines()[1:]]
-    right = sum(row["answer"].strip().lower() == row["target"] for row in tuned)
+    right = sum(row["answer"].strip().lower() == row["target"]["answer"] for row in tuned)
     (line,) = re.findall(r"^fine-tuned accuracy: (\d+\.\d) %$", after, re.MULTILINE)
     assert float(line) == pytest.approx(100 * right / len(tuned), abs=0.05)
     for name in ("without looking", "base", "fine-tuned"):
@@ -124,7 +124,8 @@ def test_without_looking_is_what_the_training_split_alone_can_tell(finished):
     for question, answer in zip(*easy_vqa.get_train_questions()[:2], strict=True):
         counts.setdefault(question, Counter())[answer] += 1
     rows = [json.loads(line) for line in (folder / "tuned.jsonl").read_text().splitlines()[1:]]
-    right = sum(counts[row["question"]].most_common(1)[0][0] == row["target"] for row in rows)
+    targets = [row["target"] for row in rows]
+    right = sum(counts[t["question"]].most_common(1)[0][0] == t["answer"] for t in targets)
     assert re.search(rf"^without looking +{100 * right / len(rows):.1f} %", after, re.MULTILINE)
 
 
@@ -132,11 +133,11 @@ def test_the_checkpoint_answers_elsewhere_as_it_did_when_measured(finished, tmp_
     folder, *_ = finished
     moved = tmp_path / "moved"
     subprocess.run(["cp", "-r", folder / "checkpoint", moved], check=True)
-    samples = load_samples(folder / "data" / "test.jsonl", folder / "data", limit=4)
+    samples = list(EasyVqa(limit=4).open(folder / "data" / "test.jsonl"))
     replies = open_backend(moved, device="cpu").generate([s.messages for s in samples], GREEDY)
-    rows = {row["row"]: row for row in map(json.loads, (folder / "tuned.jsonl").read_text().splitlines()[1:])}
+    rows = {row["id"]: row for row in map(json.loads, (folder / "tuned.jsonl").read_text().splitlines()[1:])}
     for sample, reply in zip(samples, replies, strict=True):
-        kept = rows[sample.row]
+        kept = rows[sample.id]
         assert reply.text.startswith(kept["answer"])
         assert (reply.text == kept["answer"]) == (kept["finish_reason"] == "stop")
 

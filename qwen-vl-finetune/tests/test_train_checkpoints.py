@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
 
+from qwenvl.data.data_processor import SupervisedDataset
 from qwenvl.train import checkpoints as module
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.callbacks import Clock
-from qwenvl.train.checkpoints import checkpoint_to_resume, defect
+from qwenvl.train.checkpoints import checkpoint_to_resume, defect, rotate, seal, unseal
 from qwenvl.train.train_qwen import train
 
 PROJECT = Path(module.__file__).parents[2]
@@ -110,6 +112,24 @@ def test_resuming_gives_the_uninterrupted_curve(run, tmp_path):
         assert torch.equal(tensor, expected[name]), name
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_samples_of_steps_done_are_not_opened_again(run, tmp_path, monkeypatch, packed):
+    opened: list[int] = []
+    load = SupervisedDataset.load
+    monkeypatch.setattr(
+        SupervisedDataset, "load", lambda self, index: (opened.append(index), load(self, index))[1]
+    )
+    flags = {"save_strategy": "steps", "save_steps": 2, "data_packing": packed, "data_flatten": not packed}
+    flags |= {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 2, "max_steps": 4}
+    run("out", **flags, model_max_length=60)
+    everything = opened.copy()
+    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
+    opened.clear()
+    run("out", **flags, model_max_length=60)
+    assert opened and opened == everything[-len(opened) :]
+    assert len(everything) - len(opened) >= 2 * 2  # Two steps, at least two rows each.
+
+
 def test_resuming_is_announced_and_skips_damaged_checkpoints(run, tmp_path, caplog):
     run("out", save_strategy="steps", save_steps=2, max_steps=4)
     weights_file = tmp_path / "out" / "checkpoint-4" / "model.safetensors"
@@ -118,48 +138,81 @@ def test_resuming_is_announced_and_skips_damaged_checkpoints(run, tmp_path, capl
     run("out", save_strategy="steps", save_steps=2, max_steps=4)
     lines = [record.getMessage() for record in caplog.records if "checkpoint-" in record.getMessage()]
     assert len(lines) == 2
-    assert "checkpoint-4 cannot be resumed from (model.safetensors is not as long" in lines[0]
+    assert "checkpoint-4 cannot be resumed from (model.safetensors has " in lines[0]
     assert lines[1] == f"going on from {tmp_path / 'out' / 'checkpoint-2'}"
 
 
 @pytest.fixture
-def folder(tmp_path, checkpoints) -> Path:
-    """A small complete checkpoint, number 5, of a run in tmp_path/run."""
+def folder(tmp_path) -> Path:
+    """A small whole checkpoint, number 5, of a run in tmp_path/run."""
     path = tmp_path / "run" / "checkpoint-5"
-    path.mkdir(parents=True)
-    shutil.copy(checkpoints["qwen3_vl"] / "model.safetensors", path)
-    (path / "optimizer.pt").write_bytes(b"...")
-    (path / "trainer_state.json").write_text('{"global_step": 5}')
+    (path / "part").mkdir(parents=True)
+    for name in ("model.safetensors", "optimizer.pt", "trainer_state.json", "part/rng_state_1.pth"):
+        (path / name).write_bytes(name.encode() * 100)
+    seal(path)
     return path
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
-def test_a_checkpoint_without_one_of_its_files_is_not_used(folder, file):
+FILES = ["model.safetensors", "optimizer.pt", "trainer_state.json", "part/rng_state_1.pth", "complete.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "one byte", "other"])
+def test_a_damaged_checkpoint_is_not_used(folder, file, damage):
     assert defect(folder) is None
     assert checkpoint_to_resume(str(folder.parent), None) == folder
-    (folder / file).unlink()
+    path = folder / file
+    whole = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "one byte":
+        whole[len(whole) // 2] ^= 1
+        path.write_bytes(whole)
+    else:
+        path.write_bytes(b"[\xff]")
     reason = defect(folder)
-    assert reason is not None and "missing" in reason
+    assert reason and (file in reason or file == "complete.json")
     assert checkpoint_to_resume(str(folder.parent), None) is None
-    with pytest.raises(ValueError, match="missing"):
+    with pytest.raises(ValueError, match=re.escape(reason)):
         checkpoint_to_resume("elsewhere", str(folder))
     with pytest.raises(ValueError, match="no complete checkpoint"):
         checkpoint_to_resume(str(folder.parent), "True")
 
 
-def test_truncated_files_are_recognised(folder):
-    for name, size in [("trainer_state.json", 10), ("model.safetensors", 1000), ("model.safetensors", 4)]:
-        whole = (folder / name).read_bytes()
-        (folder / name).write_bytes(whole[:size])
-        assert name in (defect(folder) or ""), (name, size)
-        (folder / name).write_bytes(whole)
-    assert defect(folder) is None
+def test_a_seal_of_another_shape_is_damaged(folder):
+    for wrong in ('{"optimizer.pt": 1}', '{"optimizer.pt": ["1", 2]}', "[]"):
+        (folder / "complete.json").write_text(wrong)
+        assert "complete.json is damaged" in (defect(folder) or "")
 
 
-def test_a_missing_shard_is_recognised(folder):
-    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert defect(folder) == "model-2.safetensors is missing"
+def test_rotation_keeps_the_last_whole_ones_whatever_lies_above(folder):
+    """A run that went on from 5 past damaged checkpoints 8 and 12."""
+    for step in (2, 4, 8, 12):
+        shutil.copytree(folder, folder.with_name(f"checkpoint-{step}"))
+    rotate(folder.parent, 5, 2, best=str(folder.with_name("checkpoint-2")))
+    assert sorted(path.name for path in folder.parent.iterdir()) == [
+        f"checkpoint-{step}" for step in (12, 2, 4, 5, 8)
+    ]
+    rotate(folder.parent, 12, 2, best=None)
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["checkpoint-12", "checkpoint-8"]
+    rotate(folder.parent, 12, None, best=None)
+    assert len(list(folder.parent.iterdir())) == 2
+
+
+def test_a_folder_without_an_optimiser_is_not_gone_on_from(folder):
+    (folder / "optimizer.pt").unlink()
+    seal(folder)
+    assert "no optimiser" in (defect(folder) or "")
+    assert defect(folder.with_name("checkpoint-9")) == "there is no such folder"
+
+
+def test_a_folder_being_written_anew_is_not_whole(folder):
+    unseal(folder)
+    assert "not saved to the end" in (defect(folder) or "")
 
 
 def test_the_newest_checkpoint_is_the_highest_number(folder):

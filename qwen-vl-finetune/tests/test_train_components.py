@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, HfArgumentParser
 
 from qwenvl.nano import FAMILIES, nano_model, write_checkpoint
+from qwenvl.train.adapters import add_adapters
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.model_loading import PatchProjection
 from qwenvl.train.parameters import (
-    add_adapters,
     component_of,
     component_table,
     parameter_groups,

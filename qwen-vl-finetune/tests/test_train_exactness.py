@@ -69,7 +69,7 @@ def parse(*flags: str) -> tuple[ModelArguments, DataArguments, TrainingArguments
 def loss_and_gradients(model, batches) -> tuple[float, dict[str, torch.Tensor]]:
     """Of several batches as one step: mean loss a token and its gradients."""
     model.zero_grad()
-    tokens = sum(int(count_loss_tokens(batch["labels"])) for batch in batches)
+    tokens = sum(int(count_loss_tokens(batch)) for batch in batches)
     loss = sum(token_losses(model, batch)[0].double().sum() for batch in batches) / tokens
     loss.backward()
     return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -135,7 +135,7 @@ def test_the_loss_is_that_of_the_model_library(checkpoints):
     losses, outputs = token_losses(model, batch)
     expected = model(input_ids=ids, labels=labels).loss
     assert outputs.logits.shape[1] < 11
-    assert torch.allclose(losses.sum() / count_loss_tokens(labels), expected, rtol=1e-6, atol=0)
+    assert torch.allclose(losses.sum() / count_loss_tokens(batch), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("lengths", [[5, 5, 5], [7, 1, 6, 40, 7, 2], [9], [3, 0, 4]], ids=str)

@@ -1,27 +1,35 @@
 """Measure a Qwen vision-language checkpoint: run questions, keep the predictions, score them.
 
-    annotation file -> task -> runner (a qwen_vl_serve back end) -> store (JSONL) -> scoring -> report
+    data -> task -> runner (a qwen_vl_serve back end) -> store (JSONL) -> scoring -> report
 
 Importing this package, and all of :mod:`qwenvl_eval.scoring`, loads neither torch nor transformers.
 """
 
-from qwenvl_eval.report import Summary, blind_accuracy, is_right, summarise
-from qwenvl_eval.runner import describe_run, run_task
-from qwenvl_eval.store import Prediction, Run, Store, read_predictions
-from qwenvl_eval.task import Sample, load_samples, question_answer_pairs
+from qwenvl_eval.report import Report, blind_accuracy, build
+from qwenvl_eval.runner import infer
+from qwenvl_eval.store import Prediction, Predictions, Run, Store
+from qwenvl_eval.summary import Summary, judge, summarise, verdict_of
+from qwenvl_eval.task import Dataset, Judged, Metric, Sample, Task, option, task_class, task_names
 
 __all__ = [
+    "Dataset",
+    "Judged",
+    "Metric",
     "Prediction",
+    "Predictions",
+    "Report",
     "Run",
     "Sample",
     "Store",
     "Summary",
+    "Task",
     "blind_accuracy",
-    "describe_run",
-    "is_right",
-    "load_samples",
-    "question_answer_pairs",
-    "read_predictions",
-    "run_task",
+    "build",
+    "infer",
+    "judge",
+    "option",
     "summarise",
+    "task_class",
+    "task_names",
+    "verdict_of",
 ]

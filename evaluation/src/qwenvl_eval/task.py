@@ -1,161 +1,175 @@
-"""Questions from an annotation file in the training conversation format.
+"""A task: data, a prompt, and the protocols by which its answers are scored.
 
-    row {"image": "a.png", "conversations": [{"from": "human", "value": "<image>What is this?"},
-                                             {"from": "gpt", "value": "a cat"}]}
-    -> Sample(messages=[{"role": "user", "content": [image, "What is this?"]}], target="a cat")
+    data folder or file -> Task.open -> Dataset -> Samples, one after the other -> messages for a back end
+                                                          \\-> target, groups -> protocols -> verdicts
 
-The last assistant turn of a row is the answer to be given; the turns before it are the prompt. ``image`` and
-``video`` hold one path or a list, relative to the data folder. Text around a placeholder stays as it is. The
-rules are those of training.
+A benchmark is one file in ``qwenvl_eval/tasks/`` with one subclass of :class:`Task`, whose fields are its
+options: each becomes a flag of the command line.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice, pairwise
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-PLACEHOLDER = re.compile("<(image|video)>")
+from qwen_vl_serve import Message, Sampling
+from qwenvl_eval.scoring import Outcome, Scorer, Verdict
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question; ``row`` counts from 0, ``question`` is the last user turn's text, ``media`` the paths."""
+    """One question.
 
-    row: int
-    messages: list[dict[str, Any]]
-    question: str
-    target: str
-    media: tuple[str, ...]
-
-
-def load_samples(annotations: Path, data_path: Path, *, limit: int | None = None) -> list[Sample]:
-    """Read the first ``limit`` rows (all without it) and check that their media exist.
-
-    Raises ValueError, naming file, row, what was found and what to do, for the first row that cannot be used.
+    ``id`` is unique in the data and stays the same from run to run. ``messages`` are what the back end
+    gets; pictures are paths, data URLs or bytes. ``target`` is a JSON object, all that the protocols need
+    to judge the answer. ``cluster`` is the picture or video that the question is about: questions about the
+    same one are not independent. ``groups`` are for the tables, ``{"subject": "Art"}``.
     """
-    samples = []
-    for row, (where, record) in enumerate(islice(_records(annotations), limit)):
-        try:
-            samples.append(_sample(row, record, data_path))
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-    if not samples:
-        raise ValueError(f"{annotations}: no rows; there is nothing to ask")
-    return samples
+
+    id: str
+    messages: list[Message]
+    target: Mapping[str, Any]
+    cluster: str
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
-def question_answer_pairs(annotations: Path) -> Iterator[tuple[str, str]]:
-    """Every user turn's text (placeholders taken out) with the assistant turn after it."""
-    for where, record in _records(annotations):
-        try:
-            turns = _turns(record)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        for (role, value), (next_role, answer) in pairwise(turns):
-            if role == "user" and next_role == "assistant":
-                yield _question(value), answer
+@dataclass(frozen=True)
+class Dataset:
+    """What :meth:`Task.open` found: ``files`` that were read for it, how many samples, and a way to walk
+    them.
+
+    Iterating reads from disk and keeps one sample at a time; it may be done again and again, in the same
+    order.
+    """
+
+    files: tuple[Path, ...]
+    size: int
+    walk: Callable[[], Iterator[Sample]]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self.walk()
+
+    def checksum(self) -> str:
+        """SHA-256 over the files' own, in order, in hexadecimal."""
+        whole = hashlib.sha256()
+        for path in self.files:
+            with path.open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+        return whole.hexdigest()
 
 
-def _records(annotations: Path) -> Iterator[tuple[str, Any]]:
-    """Each row with how to name it."""
-    if annotations.suffix not in (".json", ".jsonl"):
-        raise ValueError(f"{annotations}: the name must end in .json (a list) or .jsonl (a row per line)")
-    text = annotations.read_text(encoding="utf-8")
-    if annotations.suffix == ".jsonl":
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                where = f"{annotations}: line {number} (counted from 1)"
-                yield where, _parse(line, where)
-        return
-    rows = _parse(text, str(annotations))
-    if not isinstance(rows, list):
-        raise ValueError(f"{annotations}: a JSON list of rows is expected, found {type(rows).__name__}")
-    for number, record in enumerate(rows):
-        yield f"{annotations}: row {number} (counted from 0)", record
+@dataclass(frozen=True)
+class Judged:
+    """A prediction and what a protocol says of it; ``truncated`` where it was cut at the token limit."""
+
+    id: str
+    replicate: int
+    target: Mapping[str, Any]
+    cluster: str
+    groups: Mapping[str, str]
+    truncated: bool
+    verdict: Verdict
 
 
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON: {error}; correct or delete it") from error
+@dataclass(frozen=True)
+class Metric:
+    """A figure of the benchmark's own, such as mean AP; ``parts`` are the figures that it is made of."""
+
+    name: str
+    value: float
+    note: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
-def _sample(row: int, record: Any, data_path: Path) -> Sample:
-    turns = _turns(record)
-    if turns[-1][0] != "assistant" or len(turns) < 2 or turns[-2][0] != "user":
-        raise ValueError("the last two turns must be a question (human) and the answer to be given (gpt)")
-    media = {kind: _paths(record, kind) for kind in ("image", "video")}
-    waiting = {kind: [_locate(path, data_path, kind) for path in paths] for kind, paths in media.items()}
-    messages = [{"role": role, "content": _content(value, waiting)} for role, value in turns[:-1]]
-    for kind, rest in waiting.items():
-        if rest:
-            raise ValueError(
-                f'{len(rest)} of "{kind}" {media[kind]} have no <{kind}> in the text; add the tags'
-            )
-    return Sample(row, messages, _question(turns[-2][1]), turns[-1][1], (*media["image"], *media["video"]))
+@dataclass(frozen=True)
+class Task(ABC):
+    """A benchmark; see the module's docstring. Fields of subclasses are options, see :func:`option`.
+
+    ``title``: its name as people write it. ``protocols``: name -> scorer, the headline's first. ``tables``:
+    groups by which the report breaks the headline down, one table each; of two names, the first are rows
+    and the second columns. ``presets``: how the published numbers were sampled, "instruct" and "think"; the
+    first is the default. ``judged``: the protocol whose ``undecided`` outcomes a judge model may decide; ""
+    for none. ``reads_truncated``: protocols whose published code scores an answer that was cut at the token
+    limit.
+    """
+
+    title: ClassVar[str]
+    protocols: ClassVar[Mapping[str, Scorer]]
+    tables: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    presets: ClassVar[Mapping[str, Sampling]] = {"greedy": Sampling(temperature=0, max_new_tokens=128)}
+    judged: ClassVar[str] = ""
+    undecided: ClassVar[frozenset[Outcome]] = frozenset({Outcome.UNPARSED})
+    reads_truncated: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def scorers(self) -> Mapping[str, Scorer]:
+        """The protocols that count with these options, the headline's first."""
+        return self.protocols
+
+    @abstractmethod
+    def open(self, data: Path) -> Dataset:
+        """The questions in ``data``.
+
+        Raises ValueError, naming the file, what was found and what to do, for data that is not the
+        benchmark's.
+        """
+
+    def metrics(self, protocol: str, judged: Sequence[Judged]) -> list[Metric]:
+        """Figures that the share of right answers is not, the benchmark's own headline first."""
+        return []
 
 
-def _turns(record: Any) -> list[tuple[str, str]]:
-    conversations = record.get("conversations") if isinstance(record, dict) else None
-    if not isinstance(conversations, list) or not conversations:
-        raise ValueError('"conversations" must be a list of turns')
-    turns = []
-    for number, turn in enumerate(conversations):
-        known = isinstance(turn, dict)
-        who, text = ("from", "value") if known and "from" in turn else ("role", "content")
-        role, value = (turn.get(who), turn.get(text)) if known else (None, None)
-        if not isinstance(role, str) or role not in ROLES or not isinstance(value, str):
-            roles = ", ".join(ROLES)
-            raise ValueError(
-                f'turn {number} needs "from" (one of {roles}) and "value" (a text): found {turn!r}'
-            )
-        if ROLES[role] != "user" and PLACEHOLDER.search(value):
-            raise ValueError(f"turn {number} ({role}) contains <image> or <video>; only user turns may")
-        turns.append((ROLES[role], value))
-    return turns
+def option(default: Any, help: str) -> Any:
+    """A field of a task that is a flag of the command line."""
+    return field(default=default, metadata={"help": help})
 
 
-def _paths(record: dict[str, Any], kind: str) -> list[str]:
-    found = [record[name] for name in (kind, f"{kind}s") if record.get(name) is not None]
-    if len(found) > 1:
-        raise ValueError(f'both "{kind}" and "{kind}s"; keep one of them')
-    paths = found if not found or isinstance(found[0], str) else found[0]
-    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise ValueError(f'"{kind}" must be a path or a list of paths: found {paths!r}')
-    return paths
+def task_names() -> list[str]:
+    """The tasks that come along."""
+    from qwenvl_eval import tasks
+
+    return sorted(module.name for module in pkgutil.iter_modules(tasks.__path__))
 
 
-def _locate(path: str, data_path: Path, kind: str) -> str:
-    if "://" in path or path.startswith("data:"):
-        return path
-    full = data_path / path
-    if not full.is_file():
-        raise ValueError(f'"{kind}" {path}: no such file {full}; correct the row or --data-path')
-    return str(full)
+def task_class(name: str) -> type[Task]:
+    """The task of that name, or the one in a Python file of one's own.
+
+    Raises ValueError for a name nobody knows and for a file without exactly one task.
+    """
+    if name.endswith(".py"):
+        module = _module_of(Path(name))
+    elif name in task_names():
+        module = importlib.import_module(f"qwenvl_eval.tasks.{name}")
+    else:
+        known = ", ".join(task_names())
+        raise ValueError(f"no task is called {name!r}; there are {known}, and any .py file that defines one")
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Task) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise ValueError(f"{name}: one subclass of qwenvl_eval.Task is expected there, found {len(found)}")
+    return found[0]
 
 
-def _content(value: str, waiting: dict[str, list[str]]) -> str | list[dict[str, str]]:
-    """Text and media in the order of the text; takes the media it uses from ``waiting``."""
-    pieces = PLACEHOLDER.split(value)
-    if len(pieces) == 1:
-        return value
-    content: list[dict[str, str]] = []
-    for place, piece in enumerate(pieces):
-        if place % 2 == 0:
-            content += [{"type": "text", "text": piece}] if piece else []
-        elif not waiting[piece]:
-            raise ValueError(f'more <{piece}> in the text than files under "{piece}"; add files or drop tags')
-        else:
-            content.append({"type": piece, piece: waiting[piece].pop(0)})
-    return content
-
-
-def _question(value: str) -> str:
-    return PLACEHOLDER.sub("", value).strip()
+def _module_of(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give a task's name or the .py file that defines it")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -5,6 +5,8 @@
       flattened  input_ids, labels [1, T]; position_ids [4, 1, T], row 0 from 0 in every segment;
                  cu_seq_lens_q = cu_seq_lens_k int32 [n + 1]; max_length_q = max_length_k int; pixels
 
+Where some answer counts differently, `loss_weights` float32 has the shape of labels.
+
 A flattened batch has no attention mask: the attention reads the borders in `cu_seq_lens_*`, and the model
 library's own mask functions read them from row 0 of the positions.
 """
@@ -17,7 +19,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from qwenvl.data.labels import IGNORE_INDEX
-from qwenvl.data.packing import join, join_media
+from qwenvl.data.packing import join, join_media, loss_weights
 
 Item = dict[str, torch.Tensor]
 
@@ -37,6 +39,8 @@ class PaddedCollator:
             "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),
             "position_ids": positions.permute(2, 0, 1).contiguous(),
         }
+        if any("loss_weights" in item for item in items):
+            batch["loss_weights"] = _pad([loss_weights(item) for item in items], 0.0)
         return batch | join_media(items)
 
 
@@ -65,8 +69,10 @@ class FlattenedCollator:
             "max_length_q": longest,
             "max_length_k": longest,
         }
+        if "loss_weights" in row:
+            batch["loss_weights"] = row["loss_weights"][None]
         return batch | join_media([row])
 
 
-def _pad(rows: list[torch.Tensor], value: int) -> torch.Tensor:
+def _pad(rows: list[torch.Tensor], value: float) -> torch.Tensor:
     return pad_sequence(rows, batch_first=True, padding_value=value)

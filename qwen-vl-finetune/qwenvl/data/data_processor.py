@@ -4,13 +4,17 @@
       -> data_list                {"annotation_path", "data_path", "sampling_rate"} ...
       -> sources                  rows as bytes; every row and file checked once, before training
       -> SupervisedDataset[i]     a row (or a packed list of n samples), parsed when asked for
-           messages               [{"role", "content"}, ...]
+           messages               Sample: [{"role", "content"}, ...], weights of the answers, tools
+           budget                 the sample, shortened where --too_long says so
            processor_inputs       input_ids [1, L], pixel_values [patches, channels * 2 * patch * patch],
                                   image_grid_thw [images, 3], pixel_values_videos, video_grid_thw [videos, 3]
-           labels                 [L], -100 outside answers
+           labels                 [L], -100 outside answers; loss_weights [L] where answers count differently
            rope2d                 position_ids [3, L]
            packing                segment_lengths [n]; one item
+      -> PackedDataset[i]         with --data_packing True, rows joined to packs under two budgets
+      or StreamedDataset[i]       with --streaming True: rows in an order without end, read as they come
       -> collator                 padded [B, S] or flattened [1, T]
+    --eval_dataset_use c,d%20  the same, a SupervisedDataset for each name; never packed
 
 Nothing decoded is kept: a picture is opened when its row is asked for and lives as long as the batch.
 """
@@ -19,28 +23,33 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from qwen_vl_utils import processor_inputs
+from qwen_vl_utils import PromptSize, measure_inputs, processor_inputs
 from qwenvl.data import data_list
+from qwenvl.data.budget import DROPPING, Fitted, TooLong, fit, refusal
 from qwenvl.data.collators import FlattenedCollator, PaddedCollator
 from qwenvl.data.labels import TurnMarks, answer_labels, turn_marks
-from qwenvl.data.messages import Sample, read_sample, refused_text, to_messages
+from qwenvl.data.messages import Sample, read_sample, refused_text
+from qwenvl.data.packed import all_packed, pack_rows, usable_rows
 from qwenvl.data.packing import MEDIA, join
 from qwenvl.data.rope2d import RopeIndex
 from qwenvl.data.sources import (
     Annotations,
     check_annotations,
+    mix_rows,
     open_annotations,
     sample_rows,
     sample_where,
     samples_of,
 )
+from qwenvl.data.streaming import EndlessRows, RowStream, open_rows
 
 if TYPE_CHECKING:
     from qwenvl.train.argument import DataArguments
@@ -56,6 +65,7 @@ class Encoder:
     """One sample to tensors: everything about a run that this needs, and nothing of the data.
 
     video_options: fps, min_frames and max_frames of every video; limits of pixels are the processor's own.
+    too_long: one of `budget.POLICIES`.
     """
 
     processor: Any
@@ -64,42 +74,56 @@ class Encoder:
     rope: RopeIndex
     video_options: dict
     model_max_length: int
+    too_long: str = "fail"
 
     def __call__(self, row: object, data_path: str) -> dict[str, torch.Tensor]:
         """A sample of the conversation format -> input_ids, labels [L], position_ids [3, L],
-        segment_lengths [1], and pixels and grids where it has media.
+        segment_lengths [1], loss_weights [L] where turns count differently, and pixels and grids where it has
+        media.
 
         Raises ValueError for a row that breaks the rules of `read_sample`, media that cannot be read, and a
-        sample longer than `model_max_length`.
+        sample longer than `model_max_length` that is not shortened.
         """
-        sample = read_sample(row, data_path, self.refused)
-        messages = to_messages(sample, video_options=self.video_options)
-        inputs = processor_inputs(self.processor, [messages], add_generation_prompt=False)
+        dropping = self.too_long in DROPPING
+        sample = self.fitted(row, data_path).sample if dropping else self.read(row, data_path)
+        inputs = processor_inputs(
+            self.processor, [sample.messages], add_generation_prompt=False, tools=sample.tools
+        )
         input_ids = inputs["input_ids"]
         length = input_ids.shape[1]
         if length > self.model_max_length:
-            raise ValueError(
-                f"{length} tokens ({_parts(sample)}) exceed --model_max_length {self.model_max_length}; "
-                "raise it, lower --max_pixels or --video_max_pixels, or shorten the row"
-            )
-        answers = sum(role == "assistant" for role, _ in sample.turns)
+            raise refusal(sample, length, self.model_max_length, self.too_long)
         positions = self.rope(
             input_ids,
             inputs.get("image_grid_thw"),
             inputs.get("video_grid_thw"),
             inputs.get("second_per_grid_ts"),
         )
+        labels, weights = answer_labels(input_ids[0], self.marks, self.processor.tokenizer, sample.weights)
         return {
             "input_ids": input_ids[0],
-            "labels": answer_labels(input_ids[0], self.marks, self.processor.tokenizer, answers=answers),
+            "labels": labels,
             "position_ids": positions[:, 0],
             "segment_lengths": torch.tensor([length]),
+            **({} if weights is None else {"loss_weights": weights}),
             **{key: inputs[key] for key in MEDIA if key in inputs},
         }
 
+    def read(self, row: object, data_path: str) -> Sample:
+        """The sample of a row, whole."""
+        return read_sample(row, data_path, self.refused, self.video_options)
 
-def _parts(sample: Sample) -> str:
-    return f"{len(sample.images)} pictures, {len(sample.videos)} videos, {len(sample.turns)} turns"
+    def fitted(self, row: object, data_path: str) -> Fitted:
+        """The sample that `__call__` encodes, with its size, from headers alone; its errors too, but for
+        those of broken pixels.
+        """
+        return fit(self.read(row, data_path), self.model_max_length, self.too_long, self.measure)
+
+    def measure(self, sample: Sample) -> PromptSize:
+        """Tokens and patches of what `__call__` makes of a sample, from headers alone."""
+        return measure_inputs(
+            sample.messages, self.processor, add_generation_prompt=False, tools=sample.tools
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,11 +156,10 @@ class SupervisedDataset(Dataset):
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"item {index} of {len(self)}")
+        self.check_index(index)
         for step in range(MOST_SKIPS_IN_A_ROW):
             try:
-                return self._load((index + step) % len(self))
+                return self.load(self.stand_in(index, step))
             except ValueError as error:
                 if self.bad_samples == "fail":
                     raise
@@ -148,25 +171,99 @@ class SupervisedDataset(Dataset):
             f"{MOST_SKIPS_IN_A_ROW} rows in a row could not be loaded; see the reasons logged above"
         )
 
-    def _load(self, index: int) -> dict[str, torch.Tensor]:
+    def check_index(self, index: int) -> None:
+        """Raises IndexError past the end, which ends an iteration over the items."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+
+    def stand_in(self, index: int, step: int) -> int:
+        """The item that stands in for `index` after `step` bad ones."""
+        return (index + step) % len(self)
+
+    def row(self, index: int) -> tuple[Source, int]:
+        """Where an item comes from: the data set, and the row in its annotations."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         source = self.sources[number]
-        position = index - int(self._ends[number] - len(source.rows))
-        row_index = int(source.rows[position])
+        return source, int(source.rows[index - int(self._ends[number] - len(source.rows))])
+
+    def load(self, index: int) -> dict[str, torch.Tensor]:
+        """An item, itself or not at all. Raises ValueError with file and row."""
+        return join(self._each(index, self.encode))
+
+    def fitted(self, index: int) -> list[Fitted]:
+        """Each of an item's samples with its size, from headers alone. Errors as `load`."""
+        return self._each(index, self.encode.fitted)
+
+    def only(self, items: np.ndarray) -> SupervisedDataset:
+        """The data sets with these items alone, ascending indices."""
+        kept = np.isin(np.arange(len(self)), items)
+        parts = np.split(kept, self._ends[:-1])
+        sources = [
+            replace(source, rows=source.rows[part]) for source, part in zip(self.sources, parts, strict=True)
+        ]
+        return SupervisedDataset(sources, self.encode, bad_samples=self.bad_samples)
+
+    def _each(self, index: int, make: Callable[[object, str], Any]) -> list[Any]:
+        source, row_index = self.row(index)
         row = source.annotations.row(row_index)
-        items = []
+        made = []
         for member, fields in enumerate(samples_of(row)):
             try:
-                items.append(self.encode(fields, source.data_path))
+                made.append(make(fields, source.data_path))
             except (ValueError, OSError) as error:
                 where = sample_where(source.annotations.where(row_index), row, member)
-                raise ValueError(f"{where}: {error}") from error
-        return join(items)
+                kind = TooLong if isinstance(error, TooLong) else ValueError
+                raise kind(f"{where}: {error}") from error
+        return made
+
+
+class StreamedDataset(SupervisedDataset):
+    """The rows of `endless`: item i is the row at place i, and there is no last one.
+
+    Ask for items in ascending order, leaving out any. Rows are checked when they are read; one of the same
+    window stands in for a bad one.
+    """
+
+    def __init__(self, endless: EndlessRows, encode: Encoder, *, bad_samples: str):
+        super().__init__([], encode, bad_samples=bad_samples)
+        self.endless = endless
+
+    def __len__(self) -> int:
+        raise TypeError("streamed rows have no end")
+
+    def check_index(self, index: int) -> None:
+        """Every item from 0 on is there."""
+        if index < 0:
+            raise IndexError(f"item {index} of streamed rows")
+
+    def stand_in(self, index: int, step: int) -> int:
+        return self.endless.stand_in(index, step)
+
+    def row(self, index: int) -> tuple[Source, int]:
+        stream, row = self.endless.at(index)
+        return Source(row, stream.data_path, np.zeros(1, np.int64)), 0
+
+
+def _stream(entries: list[dict], encode: Encoder, data_args: DataArguments, seed: int) -> StreamedDataset:
+    """All data sets as one order of rows."""
+    streams = [
+        RowStream(
+            entry["dataset_name"],
+            open_rows(entry["annotation_path"], entry.get("split")),
+            entry["data_path"],
+            entry["sampling_rate"],
+            data_args.data_flatten,
+        )
+        for entry in entries
+    ]
+    weights = [entry["weight"] for entry in entries] if "weight" in entries[0] else None
+    endless = EndlessRows(streams, weights, buffer=data_args.streaming_buffer, seed=seed)
+    return StreamedDataset(endless, encode, bad_samples=data_args.bad_samples)
 
 
 def _open_source(entry: dict, refused: re.Pattern[str], data_args: DataArguments, seed: int) -> Source:
     """Open and check a data set, then take its share of rows."""
-    annotations = open_annotations(entry["annotation_path"])
+    annotations = open_annotations(entry["annotation_path"], entry.get("split"))
     packed = data_args.data_packing or data_args.data_flatten
     bad = check_annotations(annotations, entry["data_path"], refused=refused, packed=packed)
     if bad and data_args.bad_samples == "fail":
@@ -186,6 +283,21 @@ def _open_source(entry: dict, refused: re.Pattern[str], data_args: DataArguments
     return Source(annotations, entry["data_path"], rows)
 
 
+def _eval_sets(data_args: DataArguments, encode: Encoder, seed: int) -> dict[str, SupervisedDataset] | None:
+    """The data sets of --eval_dataset_use by name, every row measured; None without the flag."""
+    flag, sets = "--eval_dataset_use", {}
+    for asked in data_args.eval_dataset_use.split(","):
+        for entry in data_list([asked], data_args.dataset_config, flag=flag):
+            name = entry["dataset_name"]
+            if name in sets or entry["sampling_rate"] > 1:
+                raise ValueError(f"{flag} {asked}: {name} would count twice; name it once, at most %100")
+            source = _open_source(entry, encode.refused, data_args, seed)
+            rows = SupervisedDataset([source], encode, bad_samples=data_args.bad_samples)
+            # Measured now, so that an evaluation after hours does not stop at a row too long.
+            sets[name] = rows.only(usable_rows(rows, f"evaluation set {name}"))
+    return sets or None
+
+
 def make_supervised_data_module(
     processor, data_args: DataArguments, *, model_config, model_max_length: int, seed: int
 ) -> dict:
@@ -193,19 +305,31 @@ def make_supervised_data_module(
 
     processor: with the run's limits of pixels; model_config: the checkpoint's, for positions;
     model_max_length: in tokens, media included; seed: of the draw of `name%N`. Raises ValueError, naming file
-    and row, for what the check of the annotation files finds.
+    and row, for what the check of the annotation files finds; streamed rows are checked when they are read.
     """
     entries = data_list(data_args.dataset_use.split(","), data_args.dataset_config)
     if not entries:
         raise ValueError("--dataset_use names no data set; give names of the registry, comma separated")
     encode = make_encoder(processor, data_args, model_config=model_config, model_max_length=model_max_length)
-    sources = [_open_source(entry, encode.refused, data_args, seed) for entry in entries]
     if data_args.data_flatten or data_args.data_packing:
         collator = FlattenedCollator()
     else:
         collator = PaddedCollator(processor.tokenizer.pad_token_id)
+    eval_sets = _eval_sets(data_args, encode, seed)
+    if data_args.streaming:
+        dataset = _stream(entries, encode, data_args, seed)
+        return {"train_dataset": dataset, "eval_dataset": eval_sets, "data_collator": collator}
+    sources = [_open_source(entry, encode.refused, data_args, seed) for entry in entries]
+    if "weight" in entries[0]:
+        names, weights = zip(*((entry["dataset_name"], entry["weight"]) for entry in entries), strict=True)
+        mixed = mix_rows([source.rows for source in sources], list(weights), seed=seed, names=list(names))
+        sources = [replace(source, rows=rows) for source, rows in zip(sources, mixed, strict=True)]
     dataset = SupervisedDataset(sources, encode, bad_samples=data_args.bad_samples)
-    return {"train_dataset": dataset, "eval_dataset": None, "data_collator": collator}
+    if data_args.data_packing and not all_packed(dataset):
+        dataset = pack_rows(dataset, model_config, patch_budget=data_args.pack_max_patches, seed=seed)
+    elif data_args.too_long != "fail":
+        dataset = dataset.only(usable_rows(dataset, "training"))
+    return {"train_dataset": dataset, "eval_dataset": eval_sets, "data_collator": collator}
 
 
 def make_encoder(processor, data_args: DataArguments, *, model_config, model_max_length: int) -> Encoder:
@@ -225,5 +349,6 @@ def make_encoder(processor, data_args: DataArguments, *, model_config, model_max
         "max_frames": data_args.video_max_frames,
     }
     return Encoder(
-        processor, turn_marks(processor), refused_text(special), rope, video_options, model_max_length
-    )
+        processor, turn_marks(processor), refused_text(special), rope, video_options, model_max_length,
+        data_args.too_long,
+    )  # fmt: skip

@@ -10,6 +10,7 @@ them), so a turn's first token can only have come from the template, whatever wo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -102,19 +103,27 @@ def _content(ids: np.ndarray, start: int, opening: str, tokenizer) -> int | None
     return None
 
 
-def answer_labels(input_ids: torch.Tensor, marks: TurnMarks, tokenizer, *, answers: int) -> torch.Tensor:
-    """Labels int64 [L] of one conversation: the ids in its answers, IGNORE_INDEX elsewhere.
+def answer_labels(
+    input_ids: torch.Tensor, marks: TurnMarks, tokenizer, weights: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Labels int64 [L] of one conversation: the ids in its answers, IGNORE_INDEX elsewhere; and float32 [L],
+    what each token's loss counts, or None where all answers count 1 or nothing.
 
-    Raises ValueError where the rendered text has not `answers` assistant turns.
+    weights: one an assistant turn; an answer of weight 0 carries no loss. Raises ValueError where the
+    rendered text has another number of assistant turns.
     """
     ids = input_ids.numpy()
     spans = answer_spans(ids, marks, tokenizer)
-    if len(spans) != answers:
+    if len(spans) != len(weights):
         raise ValueError(
-            f"{answers} assistant turns, but the chat template rendered {len(spans)}: "
+            f"{len(weights)} assistant turns, but the chat template rendered {len(spans)}: "
             "it leaves out or joins turns; change the order of the turns or the template"
         )
     labels = np.full_like(ids, IGNORE_INDEX)
-    for start, end in spans:
-        labels[start:end] = ids[start:end]
-    return torch.from_numpy(labels)
+    counts = np.zeros(len(ids), np.float32)
+    for (start, end), weight in zip(spans, weights, strict=True):
+        if weight:
+            labels[start:end] = ids[start:end]
+            counts[start:end] = weight
+    plain = {0.0, 1.0}.issuperset(weights)
+    return torch.from_numpy(labels), None if plain else torch.from_numpy(counts)

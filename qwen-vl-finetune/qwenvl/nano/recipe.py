@@ -74,12 +74,21 @@ def measure(checkpoint: Path, folder: Path) -> None:
     for questions in write_skill_tests(folder):
         print(f"\n{questions.stem}", flush=True)
         files = [
-            "--annotations",
+            "--data-dir",
             str(questions),
             "--output-file",
             str(questions.with_suffix(".predictions.jsonl")),
         ]
-        command = [sys.executable, "-m", "qwenvl_eval.cli", "run", "--model-path", str(checkpoint), *files]
+        command = [
+            sys.executable,
+            "-m",
+            "qwenvl_eval.cli",
+            "run",
+            "conversations",
+            "--model-path",
+            str(checkpoint),
+            *files,
+        ]
         subprocess.run(command, check=True)
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 import transformers
 
+from qwenvl.data.budget import POLICIES
+
 
 @dataclass
 class ModelArguments:
@@ -34,11 +36,31 @@ class DataArguments:
     dataset_config: str | None = field(
         default=None, metadata={"help": "TOML file that adds data sets: [name] annotation_path, data_path."}
     )
+    eval_dataset_use: str = field(
+        default="",
+        metadata={"help": "Data sets to evaluate on, named as in --dataset_use: after the last step, and as "
+                          "--eval_strategy says."},
+    )  # fmt: skip
     data_flatten: bool = field(
         default=False, metadata={"help": "Lay a batch's samples end to end in one row, without padding."}
     )
     data_packing: bool = field(
-        default=False, metadata={"help": "Rows of the annotation file are lists of samples."}
+        default=False,
+        metadata={"help": "Join samples to packs of up to --model_max_length tokens; rows of the annotation "
+                          "file that are lists of samples stay the packs they are."},
+    )  # fmt: skip
+    pack_max_patches: int | None = field(
+        default=None, metadata={"help": "Most vision patches of a pack; default: no limit."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read rows as they come, unchecked before, in an order without end; needs --max_steps."
+        },
+    )
+    streaming_buffer: int = field(
+        default=1000,
+        metadata={"help": "Streamed rows that are shuffled together; 1: the order of the files."},
     )
     base_interval: int = field(default=2, metadata={"help": "Accepted for old commands; has no effect."})
     max_pixels: int = field(default=28 * 28 * 576, metadata={"help": "Largest picture, in pixels."})
@@ -53,6 +75,30 @@ class DataArguments:
         metadata={"help": "A sample that cannot be loaded stops the run, or is skipped and counted.",
                   "choices": ["fail", "skip"]},
     )  # fmt: skip
+    too_long: str = field(
+        default="fail",
+        metadata={"help": "A sample above --model_max_length stops the run, is left out, or loses its last "
+                          "turns, or its last pictures and videos, until it fits.",
+                  "choices": list(POLICIES)},
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.streaming and self.too_long != "fail":
+            raise ValueError(
+                f"--too_long {self.too_long} measures all rows before the first step, --streaming True reads "
+                "them as they come; shorten the rows beforehand, or leave out --streaming"
+            )
+        if self.pack_max_patches is not None and (self.pack_max_patches < 1 or not self.data_packing):
+            raise ValueError(
+                f"--pack_max_patches {self.pack_max_patches}: give a number above 0, with --data_packing True"
+            )
+        if self.streaming and self.data_packing:
+            raise ValueError(
+                "--data_packing True measures all rows before the first step, --streaming True reads them as "
+                "they come; take --data_flatten True, and stream packs written by tools/pack_data.py (.jsonl)"
+            )
+        if self.streaming_buffer < 1:
+            raise ValueError(f"--streaming_buffer {self.streaming_buffer}: give a number of rows, 1 or more")
 
 
 @dataclass
@@ -62,7 +108,7 @@ class TrainingArguments(transformers.TrainingArguments):
     cache_dir: str | None = field(default=None, metadata={"help": "Where hub downloads are kept."})
     optim: str = field(default="adamw_torch", metadata={"help": "Optimiser, by Hugging Face's name."})
     model_max_length: int = field(
-        default=512, metadata={"help": "Longest sample in tokens, media included. Longer ones are refused."}
+        default=512, metadata={"help": "Longest sample in tokens, media included; longer ones: --too_long."}
     )
     mm_projector_lr: float | None = field(
         default=None, metadata={"help": "Learning rate of the merger; default --learning_rate."}
@@ -74,6 +120,22 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_r: int = field(default=64, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=128, metadata={"help": "Scale of the adapters (alpha / r)."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
+    lora_components: str | None = field(
+        default=None,
+        metadata={"help": "What gets adapters: some of language,merger,vision,experts; default: what the "
+                          "--tune_mm_* flags name, else language. What else they name is trained in full."},
+    )  # fmt: skip
+    lora_dora: bool = field(default=False, metadata={"help": "DoRA: adapters with a magnitude of their own."})
+    lora_quantize: str | None = field(
+        default=None,
+        metadata={"help": "QLoRA: load the language model's linear layers in 4bit or 8bit (CUDA).",
+                  "choices": ["4bit", "8bit"]},
+    )  # fmt: skip
+    router_aux_loss_coef: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the loss that balances a MoE's experts; default: the checkpoint's own "
+                          "where the routers are trained, else 0. In the logged loss, not in eval_loss."},
+    )  # fmt: skip
     warmup_ratio: float = field(
         default=0.0, metadata={"help": "Share of the steps for the warm-up; --warmup_steps wins."}
     )
@@ -82,6 +144,13 @@ class TrainingArguments(transformers.TrainingArguments):
         metadata={"help": "Stop and save after this many minutes of training, time before a resume included. "
                           "The learning-rate schedule ends with whichever comes first, last step or limit."},
     )  # fmt: skip
+    eval_generate: int = field(
+        default=0,
+        metadata={"help": "Samples of each evaluation set that are answered and scored, spread over it."},
+    )
+    eval_max_new_tokens: int = field(
+        default=128, metadata={"help": "Longest answer of --eval_generate, in tokens."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Drop batch entries the model does not name. Must stay False."}
     )
@@ -100,8 +169,15 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError("--remove_unused_columns True would drop position ids; leave it False")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise ValueError(f"--max_minutes {self.max_minutes}: give a positive number of minutes")
+        if not self.lora_enable and (self.lora_components or self.lora_dora or self.lora_quantize):
+            raise ValueError("--lora_components, --lora_dora and --lora_quantize need --lora_enable True")
         if self.model_max_length < 1:
             raise ValueError(f"--model_max_length {self.model_max_length}: give a positive number of tokens")
+        if self.eval_generate < 0 or self.eval_max_new_tokens < 1:
+            raise ValueError(
+                f"--eval_generate {self.eval_generate} --eval_max_new_tokens {self.eval_max_new_tokens}: "
+                "give a number of samples, 0 or more, and of tokens, 1 or more"
+            )
         if not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()

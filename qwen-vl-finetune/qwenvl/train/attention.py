@@ -16,7 +16,8 @@ that comes with torch.  Everywhere else segments are batched by length and run t
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from inspect import signature
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 # The model library hands segments to the vision tower's attention only where the name contains "flash".
 NAME = "qwenvl_flash_varlen"
@@ -185,5 +186,22 @@ def enable(model: PreTrainedModel) -> None:
     """Switch a loaded model, both halves, to attention within segments."""
     AttentionInterface.register(NAME, _interface)
     AttentionMaskInterface.register(NAME, _no_mask)
-    for config in (model.config, model.config.text_config, model.config.vision_config):
+    for config in _configs(model.config):
         config._attn_implementation = NAME
+
+
+@contextmanager
+def suspended(config: PreTrainedConfig) -> Iterator[None]:
+    """Torch's own attention, which knows masks and caches, within the block, where `enable` was called."""
+    enabled = [each for each in _configs(config) if each._attn_implementation == NAME]
+    for each in enabled:
+        each._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        for each in enabled:
+            each._attn_implementation = NAME
+
+
+def _configs(config: PreTrainedConfig) -> tuple[PreTrainedConfig, ...]:
+    return config, config.text_config, config.vision_config

@@ -6,8 +6,11 @@ config.json -> model_type -> model class;  processor <- --min_pixels, --max_pixe
 from __future__ import annotations
 
 import logging
+import os
+from typing import Any
 
 import torch
+from accelerate import ParallelismConfig
 from torch import nn
 from torch.nn.functional import linear
 from transformers import (
@@ -20,7 +23,7 @@ from transformers import (
 )
 from transformers.image_utils import SizeDict
 
-from qwenvl.train import attention
+from qwenvl.train import adapters, attention
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -29,7 +32,11 @@ MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 
 def load_config(model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedConfig:
-    """The checkpoint's configuration.  Raises ValueError for a model_type that is no Qwen-VL family."""
+    """The checkpoint's configuration.
+
+    Raises ValueError for a model_type that is no Qwen-VL family, and for samples split over processes.
+    """
+    _refuse_split_samples(training_args)
     path = model_args.model_name_or_path
     config = AutoConfig.from_pretrained(path, cache_dir=training_args.cache_dir)
     if config.model_type not in MODEL_TYPES:
@@ -37,6 +44,25 @@ def load_config(model_args: ModelArguments, training_args: TrainingArguments) ->
             f"{path}: model_type {config.model_type!r} in config.json is not one of {', '.join(MODEL_TYPES)}"
         )
     return config
+
+
+def _refuse_split_samples(training_args: TrainingArguments) -> None:
+    """Accelerate's and DeepSpeed's sequence parallelism cannot work here, nor can tensor parallelism.
+
+    DeepSpeed cuts every tensor of a batch along its second dimension, that of one patch's pixels too;
+    accelerate cuts tokens and leaves pictures whole.  Either way placeholders and features no longer fit.
+    """
+    asked = training_args.parallelism_config
+    if asked is None and os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() == "true":
+        asked = ParallelismConfig()  # Reads the rest of the environment, as accelerate will.
+    for name in ("sp_size", "cp_size", "tp_size") if asked else ():
+        size = getattr(asked, name)
+        if size > 1:
+            raise ValueError(
+                f"{name}={size} in accelerate's parallelism configuration: a sample with pictures can't be "
+                "split over processes; drop it, and for long videos use --gradient_checkpointing True with "
+                "scripts/zero3.json, a smaller --video_max_pixels or fewer --video_max_frames"
+            )
 
 
 def stored_dtype(config: PreTrainedConfig) -> torch.dtype:
@@ -62,7 +88,11 @@ def load_model(
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())
     named = config._attn_implementation  # None where config.json does not name one.
     model = AutoModelForImageTextToText.from_pretrained(
-        path, config=config, dtype=_weight_dtype(training_args), cache_dir=training_args.cache_dir
+        path,
+        config=config,
+        dtype=_weight_dtype(training_args),
+        cache_dir=training_args.cache_dir,
+        **_quantised(config, training_args),
     )
     patches = model.model.visual.patch_embed
     patches.proj = PatchProjection(patches.proj)
@@ -87,6 +117,14 @@ class PatchProjection(nn.Module):
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """patches [n, channels, frames, height, width] -> [n, hidden]."""
         return linear(patches.flatten(1), self.weight.flatten(1), self.bias)
+
+
+def _quantised(config: PreTrainedConfig, training_args: TrainingArguments) -> dict[str, Any]:
+    """What --lora_quantize adds to loading: the configuration, and the process's own device."""
+    quantised = adapters.quantisation(training_args, config)
+    if quantised is None:
+        return {}
+    return {"quantization_config": quantised, "device_map": {"": training_args.device}}
 
 
 def _weight_dtype(training_args: TrainingArguments) -> torch.dtype:

@@ -13,10 +13,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from qwenvl.train.argument import ModelArguments, TrainingArguments
 
@@ -92,44 +90,13 @@ def set_model(model_args: ModelArguments, model: nn.Module) -> None:
         parameter.requires_grad_(trained[component_of(name)])
 
 
-def add_adapters(
-    model_args: ModelArguments, training_args: TrainingArguments, model: PreTrainedModel
-) -> PreTrainedModel:
-    """`model` with LoRA adapters on the linear layers of the components that the --tune_mm_* flags name.
-
-    Without any such flag it is the language model that gets them.  lm_head, the patch embedding and the
-    fused experts of a mixture get none.  Raises ModuleNotFoundError where PEFT is not installed.
-    """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "--lora_enable needs PEFT: uv pip install -e 'qwen-vl-finetune[lora]'"
-        ) from error
-    trained = trained_components(model_args)
-    if not any(trained.values()):
-        trained["language"] = True
-    layers = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name != "lm_head" and trained[component_of(f"{name}.weight")]
-    ]
-    config = LoraConfig(
-        r=training_args.lora_r,
-        lora_alpha=training_args.lora_alpha,
-        lora_dropout=training_args.lora_dropout,
-        target_modules=layers,
-    )
-    return cast(PreTrainedModel, get_peft_model(model, config))
-
-
 def undecayed_parameters(model: nn.Module) -> set[str]:
-    """Names of the biases and norm weights, which get no weight decay."""
+    """Names of what gets no weight decay: biases, norm weights, and the magnitudes of DoRA adapters."""
     names = set()
     for prefix, module in model.named_modules():
         norm = type(module).__name__.endswith("Norm")
         for name, _ in module.named_parameters(recurse=False):
-            if norm or name.endswith("bias"):
+            if norm or name.endswith("bias") or "lora_magnitude_vector" in prefix:
                 names.add(f"{prefix}.{name}" if prefix else name)
     return names
 
@@ -160,6 +127,8 @@ def describe(model: nn.Module, table: dict[str, Component]) -> Iterator[str]:
     total = dict.fromkeys(table, 0)
     trained = dict.fromkeys(table, 0)
     for name, parameter in model.named_parameters():
+        if ".original_module." in name:  # PEFT keeps a frozen copy of what it trains in full.
+            continue
         # ZeRO-3 leaves an empty tensor in place of a weight that it has split, and its size beside it.
         size = getattr(parameter, "ds_numel", parameter.numel())
         total[component_of(name)] += size

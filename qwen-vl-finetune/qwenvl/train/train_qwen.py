@@ -25,11 +25,13 @@ import transformers
 from transformers import ProgressCallback, set_seed
 
 from qwenvl.data.data_processor import make_supervised_data_module
+from qwenvl.train import evaluation
+from qwenvl.train.adapters import add_adapters
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.callbacks import ProgressBar
 from qwenvl.train.checkpoints import checkpoint_to_resume
 from qwenvl.train.model_loading import load_config, load_model, load_processor, stored_dtype
-from qwenvl.train.parameters import add_adapters, describe, set_model
+from qwenvl.train.parameters import describe, set_model
 from qwenvl.train.trainer import QwenVLTrainer
 
 logger = logging.getLogger("qwenvl.train")
@@ -42,6 +44,8 @@ def build_trainer(
 
     Raises ValueError, with the file or flag and the remedy, for what cannot be trained.
     """
+    if data_args.streaming and training_args.max_steps < 1:
+        raise ValueError("--streaming True reads rows without end; give --max_steps")
     set_seed(training_args.seed)
     config = load_config(model_args, training_args)
     dtype = stored_dtype(config)
@@ -53,6 +57,7 @@ def build_trainer(
         model_max_length=training_args.model_max_length,
         seed=training_args.seed,
     )
+    evaluation.check(training_args, data_module["eval_dataset"])
     model = load_model(config, model_args, data_args, training_args)
     if training_args.lora_enable:
         model = add_adapters(model_args, training_args, model)
@@ -98,13 +103,15 @@ def main() -> None:
     if training_args.process_index == 0:
         logging.getLogger("qwenvl").setLevel(logging.INFO)
     try:
-        train(model_args, data_args, training_args)
+        trainer = train(model_args, data_args, training_args)
     except ValueError as error:
         # One message, not one traceback a process.
         logger.debug("traceback", exc_info=True)
         message = f"train_qwen: {error}"
         _leave_for_torchrun(message)
         sys.exit(message if training_args.local_process_index == 0 else 1)
+    # Left to the interpreter's end, the threads of the process group can abort a process that is done.
+    trainer.accelerator.end_training()
 
 
 def _leave_for_torchrun(message: str) -> None:

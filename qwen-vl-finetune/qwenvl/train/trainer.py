@@ -14,19 +14,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, ProcessorMixin, Trainer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from qwenvl.train import expert_layout
+from qwenvl.data.data_processor import StreamedDataset
+from qwenvl.data.packed import PackedDataset, PackSampler
+from qwenvl.train import adapters, checkpoints, evaluation, expert_layout, modality
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.attention import Segments
 from qwenvl.train.callbacks import Clock
+from qwenvl.train.experts import ExpertBalance, balance_coefficient, find_routers
 from qwenvl.train.parameters import component_table, parameter_groups
 
 ARGUMENTS_FILE = "training_arguments.json"
@@ -49,13 +55,17 @@ class Throughput:
         }
 
 
-def count_loss_tokens(labels: torch.Tensor) -> torch.Tensor:
-    """Tokens of labels [B, S] that a previous position predicts and that carry loss."""
-    return (labels[:, 1:] != -100).sum()
+def count_loss_tokens(batch: dict[str, Any]) -> torch.Tensor:
+    """What the tokens count together that a previous position predicts and that carry loss: one each, or
+    their `loss_weights`.
+    """
+    carried = batch["labels"][:, 1:] != -100
+    return (batch["loss_weights"][:, 1:] * carried).sum() if "loss_weights" in batch else carried.sum()
 
 
 def token_losses(model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
-    """The cross-entropies of a batch, one a token (0 where it carries no loss), and the model's outputs.
+    """The cross-entropies of a batch, one a token (0 where it carries no loss), times `loss_weights` where
+    there are some; and the model's outputs.
 
     inputs: a padded or flattened batch with labels [B, S].  Logits are computed only for the columns in which
     some row's next token carries loss.
@@ -65,12 +75,15 @@ def token_losses(model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.
     outputs = model(**model_inputs(inputs), logits_to_keep=columns, use_cache=False)
     logits = outputs.logits.flatten(0, 1).float()
     targets = labels[:, columns + 1].flatten()
-    return cross_entropy(logits, targets, ignore_index=-100, reduction="none"), outputs
+    losses = cross_entropy(logits, targets, ignore_index=-100, reduction="none")
+    if "loss_weights" in inputs:
+        losses = losses * inputs["loss_weights"][:, columns + 1].flatten()
+    return losses, outputs
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
     """A collated batch as the model's forward takes it: no labels, `cu_seq_lens_*` as `segments`."""
-    renamed = ("labels", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+    renamed = ("labels", "loss_weights", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
     inputs = {name: value for name, value in batch.items() if name not in renamed}
     if "cu_seq_lens_q" in batch:
         inputs["segments"] = Segments(batch["cu_seq_lens_q"], int(batch["max_length_q"]))
@@ -84,6 +97,8 @@ class QwenVLTrainer(Trainer):
     """
 
     args: TrainingArguments
+    model: Any  # The base class allows for none; here there always is one.
+    model_wrapped: Any
 
     def __init__(
         self,
@@ -98,8 +113,12 @@ class QwenVLTrainer(Trainer):
     ) -> None:
         use_cache = model.config.to_dict().get("use_cache")
         self.clock = Clock(args.max_minutes)
+        # Older checkpoints go when the newest is whole, later than the base class would let them go.
+        self.save_total_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(model=model, args=args, **kwargs)
         self.add_callback(self.clock)
+        if self.eval_dataset:
+            self.add_callback(evaluation.EvaluateAtEnd())
         # The base class writes its own setting into the configuration that is saved for inference.
         if use_cache is None:
             delattr(model.config, "use_cache")
@@ -113,6 +132,10 @@ class QwenVLTrainer(Trainer):
         self.data_args = data_args
         self.components = component_table(model_args, args)
         self.throughput = Throughput()
+        self.balance_coefficient = balance_coefficient(model, args)
+        self.experts = ExpertBalance(model) if find_routers(model) else None
+        self._step_tokens = 0.0
+        self.vl_config = model.config
         self._visual = next(part for name, part in model.named_modules() if name.endswith("model.visual"))
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -122,6 +145,22 @@ class QwenVLTrainer(Trainer):
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
             self.optimizer = kind(parameter_groups(trained, self.components), **options)
         return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Packs in an order in which the processes' packs of one step cost alike, streamed rows one after
+        another to the last step; other data as ever.
+        """
+        data = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(data, StreamedDataset):
+            return range(self.args.max_steps * self.args.gradient_accumulation_steps * self._together())
+        if not isinstance(data, PackedDataset):
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return PackSampler(data.costs, self._together(), seed, lambda: int(self.state.epoch or 0))
+
+    def _together(self) -> int:
+        """Items of one micro-batch over all processes."""
+        return self.args.world_size * self.args.train_batch_size
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """The schedule that the flags name, hurried on by the clock where --max_minutes is given."""
@@ -149,72 +188,124 @@ class QwenVLTrainer(Trainer):
             if batch is None:
                 break
             batches.append(batch)
-        counts = torch.zeros(4, dtype=torch.int64, device=device)
+        counts = torch.zeros(4, dtype=torch.float64, device=device)
         if self.is_world_process_zero():
-            counts[3] = int(1000 * self.clock.seconds)
+            counts[3] = self.clock.seconds
         for batch in batches:
             padded = "attention_mask" in batch
-            counts[0] += count_loss_tokens(batch["labels"])
+            counts[0] += count_loss_tokens(batch)
             counts[1] += len(batch["labels"]) if padded else len(batch["cu_seq_lens_q"]) - 1
             counts[2] += batch["attention_mask"].sum() if padded else batch["labels"].numel()
         total = self.accelerator.reduce(counts, reduction="sum")
         assert isinstance(total, torch.Tensor)
-        loss_tokens, samples, tokens, clock = total.tolist()
-        self.throughput.samples += samples
-        self.throughput.tokens += tokens
-        self.clock.agreed = clock / 1000
+        loss_tokens, samples, tokens, self.clock.agreed = total.tolist()
+        self._step_tokens = tokens
+        self.throughput.samples += int(samples)
+        self.throughput.tokens += int(tokens)
         return batches, loss_tokens
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The batch's share of the optimiser step's loss, scaled so that the mean over ranks is the whole."""
-        losses, outputs = token_losses(model, inputs)
+        seen = inputs
+        if self.split_weights() or self._visual_trained():
+            seen = modality.complete(inputs, self.vl_config, each=self.split_weights())
+        with self.experts.recording() if self.experts else nullcontext():
+            losses, outputs = token_losses(model, seen)
         total = losses.sum()
-        if self._visual_trained() and "pixel_values" not in inputs and "pixel_values_videos" not in inputs:
-            total = total + 0.0 * self._see_nothing()
-        if num_items_in_batch is None:  # Evaluation: the batch's own mean.
-            loss = total / count_loss_tokens(inputs["labels"]).clamp(min=1)
-        else:
-            loss = total * (self.accelerator.num_processes / max(int(num_items_in_batch), 1))
+        if num_items_in_batch is None:  # Not from the training loop: the batch's own mean.
+            loss = total / (count_loss_tokens(inputs) or 1)
+        else:  # The base class hands on what get_batch_samples counted.
+            loss = total * (self.accelerator.num_processes / (num_items_in_batch or 1))
+            if self.experts:
+                balance = self.experts.loss(inputs, self._step_tokens, self.over_processes)
+                loss = loss + balance * (self.balance_coefficient * self.accelerator.num_processes)
         return (loss, outputs) if return_outputs else loss
+
+    def over_processes(self, part: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes."""
+        total = self.accelerator.reduce(part, reduction="sum")
+        assert isinstance(total, torch.Tensor)
+        return total
+
+    def loss_sums(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum of an evaluation batch's token losses, and its loss tokens.
+
+        No process waits for another, except where weights are split over them: there all must come here
+        equally often.
+        """
+        inputs = seen = self._prepare_inputs(batch)
+        if self.split_weights():
+            seen = modality.complete(inputs, self.vl_config, each=True)
+        model = self.model_wrapped if self.split_weights() else self.model
+        with self.compute_loss_context_manager():
+            losses, _ = token_losses(model, seen)
+        return losses.double().sum(), count_loss_tokens(inputs)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """The exact losses of all evaluation sets, and answers; see `evaluation`."""
+        sets: Any = eval_dataset or self.eval_dataset
+        metrics = evaluation.run(self, sets)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def _visual_trained(self) -> bool:
         return self.model.training and any(p.requires_grad for p in self._visual.parameters())
 
-    def _see_nothing(self) -> torch.Tensor:
-        """The vision tower on one black picture.
-
-        A batch of text alone reaches no vision parameter; without this, ranks would wait for gradients that
-        never come.  DeepStack mergers take part too.
-        """
-        config = self._visual.config
-        side = config.spatial_merge_size
-        grid = torch.tensor([[1, side, side]], device=self.args.device)
-        width = config.in_channels * config.temporal_patch_size * config.patch_size**2
-        pixels = torch.zeros(side * side, width, device=self.args.device, dtype=self._visual.dtype)
-        seen = self._visual(pixels, grid_thw=grid, return_dict=True)
-        features = [seen.pooler_output, *seen.get("deepstack_features", ())]
-        return torch.stack([feature.sum() for feature in features]).sum()
+    def split_weights(self) -> bool:
+        """Whether each module's weights are gathered from all processes when it runs."""
+        return self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds samples and tokens per second to each line of the training log."""
         if "loss" in logs:
             logs.update(self.throughput.per_second())
             self.throughput = Throughput()
+            if self.experts:
+                logs.update(self.experts.statistics())
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """A checkpoint, whole when all processes have written; then the oldest beyond --save_total_limit go.
+
+        Raises ValueError where it cannot be written, as on a full disk; what was saved before stays whole.
+        """
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        try:
+            if self.args.should_save:
+                checkpoints.unseal(folder)
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.seal(folder)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ValueError(
+                f"{folder} could not be saved: {error}. Checkpoints before it are whole: mend that (on a "
+                "full disk make room) and start the same command again"
+            ) from error
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            checkpoints.rotate(folder.parent, self.state.global_step, self.save_total_limit, best)
 
     def save_final(self) -> None:
         """The trained model into output_dir, in the dtype it came in, LoRA adapters merged, as vLLM loads it.
 
         The adapters themselves go to output_dir/adapter.  Intermediate checkpoints keep the training's dtype.
         """
+        output_dir = str(self.args.output_dir)
         if self.args.lora_enable:
-            self.save_model(f"{self.args.output_dir}/adapter")
-            self.model = cast(Any, self.model).merge_and_unload()
+            self.save_model(f"{output_dir}/adapter")
+            if self.args.should_save:
+                base = self.model_args.model_name_or_path
+                adapters.merge(f"{output_dir}/adapter", output_dir, base, self.args.cache_dir)
+                self._save_beside(Path(output_dir))
+            self.save_state()
+            return
         if not self.is_deepspeed_enabled and not self.is_fsdp_enabled:
             self.model.to(self.stored_dtype)
         self.save_model()
         if self.args.should_save:
-            expert_layout.publish(str(self.args.output_dir))
+            expert_layout.publish(output_dir)
         self.save_state()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -222,10 +313,17 @@ class QwenVLTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
-            self.processor.save_pretrained(folder)
-            used = {
-                "model": dataclasses.asdict(self.model_args),
-                "data": dataclasses.asdict(self.data_args),
-                "training": self.args.to_dict(),
-            }
-            (folder / ARGUMENTS_FILE).write_text(json.dumps(used, indent=2, default=str) + "\n")
+            self._save_beside(folder)
+            if self.args.lora_enable:
+                path = self.model_args.model_name_or_path
+                adapters.write_base(folder, path, adapters.fingerprint(path, self.args.cache_dir))
+
+    def _save_beside(self, folder: Path) -> None:
+        """The processor and the arguments used."""
+        self.processor.save_pretrained(folder)
+        used = {
+            "model": dataclasses.asdict(self.model_args),
+            "data": dataclasses.asdict(self.data_args),
+            "training": self.args.to_dict() | {"save_total_limit": self.save_total_limit},
+        }
+        (folder / ARGUMENTS_FILE).write_text(json.dumps(used, indent=2, default=str) + "\n")

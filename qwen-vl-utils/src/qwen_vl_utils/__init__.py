@@ -20,7 +20,15 @@ from .vision_process import (
 )
 
 if TYPE_CHECKING:
-    from .inputs import count_tokens, load_media, processor_inputs, prompt_and_media
+    from .inputs import (
+        PromptSize,
+        count_tokens,
+        load_media,
+        measure_inputs,
+        measure_media,
+        processor_inputs,
+        prompt_and_media,
+    )
 
 __all__ = [
     "PERMISSIVE",
@@ -31,6 +39,7 @@ __all__ = [
     "MediaRefused",
     "MediaTimeout",
     "PixelCache",
+    "PromptSize",
     "VideoError",
     "VideoMetadata",
     "count_tokens",
@@ -38,6 +47,8 @@ __all__ = [
     "fetch_image",
     "fetch_video",
     "load_media",
+    "measure_inputs",
+    "measure_media",
     "process_vision_info",
     "processor_inputs",
     "prompt_and_media",
@@ -45,9 +56,15 @@ __all__ = [
 ]
 
 
+_INPUTS = {
+    "PromptSize", "count_tokens", "load_media", "measure_inputs", "measure_media", "processor_inputs",
+    "prompt_and_media",
+}  # fmt: skip
+
+
 def __getattr__(name: str) -> Any:
     # numpy takes longer to import than all the rest, and `smart_resize` needs none of it
-    if name in ("count_tokens", "load_media", "processor_inputs", "prompt_and_media"):
+    if name in _INPUTS:
         from . import inputs
 
         return getattr(inputs, name)

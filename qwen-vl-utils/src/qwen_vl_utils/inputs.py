@@ -135,7 +135,46 @@ def prompt_and_media(
     return text, [medium for medium in loaded if not isinstance(medium, Video)], clips
 
 
-def count_tokens(
+def measure_media(
+    conversation: Conversation,
+    processor: Any,
+    *,
+    total_tokens: int | None = None,
+    policy: MediaPolicy = PERMISSIVE,
+) -> list[ImageSize | VideoSize]:
+    """What `processor_inputs` makes of each picture and video of one conversation, in order, from headers
+    alone.
+
+    `height` and `width` [pixels] that the model sees, `natural` (height, width) of the source; of a video
+    also `frames` and `metadata` with the indices and times of the frames that are taken. Errors as
+    `processor_inputs`.
+    """
+    _check([conversation])
+    items = vision_process.extract_vision_info(conversation)
+    rules = _rules(processor)
+    measured = measure(items, rules, policy)
+    if total_tokens is None:
+        return measured
+    items = within_budget(items, measured, rules, total_tokens)
+    return [resized(item, size, rules) for item, size in zip(items, measured, strict=True)]
+
+
+class PromptSize(NamedTuple):
+    """How large a conversation becomes: `tokens` of `input_ids`; `patches`, rows of all its pixel values."""
+
+    tokens: int
+    patches: int
+
+
+def count_tokens(conversation: Conversation, processor: Any, **options: Any) -> int:
+    """The length of `input_ids` that `processor_inputs` gives for one conversation, from headers alone.
+
+    `options` and errors are those of `measure_inputs`.
+    """
+    return measure_inputs(conversation, processor, **options).tokens
+
+
+def measure_inputs(
     conversation: Conversation,
     processor: Any,
     *,
@@ -144,34 +183,27 @@ def count_tokens(
     total_tokens: int | None = None,
     policy: MediaPolicy = PERMISSIVE,
     **template_kwargs: Any,
-) -> int:
-    """The length of `input_ids` that `processor_inputs` gives for one conversation, from headers alone.
+) -> PromptSize:
+    """The size of what `processor_inputs` gives for one conversation, from headers alone.
 
     No picture and no frame is decoded (PyAV decodes one frame, to see which way it is turned). Arguments and
     errors are those of `processor_inputs`.
     """
-    _check([conversation])
+    measured = measure_media(conversation, processor, total_tokens=total_tokens, policy=policy)
     items = vision_process.extract_vision_info(conversation)
-    rules = _rules(processor)
-    measured = measure(items, rules, policy)
-    if total_tokens is not None:
-        items = within_budget(items, measured, rules, total_tokens)
-        measured = [resized(item, size, rules) for item, size in zip(items, measured, strict=True)]
-    images = [size for size in measured if isinstance(size, ImageSize)]
     clips = [size for size in measured if isinstance(size, VideoSize)]
     step = processor.video_processor.temporal_patch_size if clips else 1
+    images = [_grid(processor.image_processor, 1, size) for size in measured if isinstance(size, ImageSize)]
+    videos = [_grid(processor.video_processor, -(-size.frames // step), size) for size in clips]
     [text] = _expand(
         processor,
         _texts(processor, [conversation], add_generation_prompt, tools, template_kwargs),
         [[media.vision_source(item)[0] for item in items]],
-        _image_expansions(processor, [_grid(processor.image_processor, 1, size) for size in images]),
-        _video_expansions(
-            processor,
-            [_grid(processor.video_processor, -(-size.frames // step), size) for size in clips],
-            [size.metadata for size in clips],
-        ),
+        _image_expansions(processor, images),
+        _video_expansions(processor, videos, [size.metadata for size in clips]),
     )
-    return len(processor.tokenizer(text)["input_ids"])
+    tokens = len(processor.tokenizer(text)["input_ids"])
+    return PromptSize(tokens, sum(math.prod(grid) for grid in (*images, *videos)))
 
 
 def _grid(patching: Any, steps: int, size: ImageSize | VideoSize) -> tuple[int, int, int]:

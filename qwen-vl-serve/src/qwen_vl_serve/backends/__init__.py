@@ -36,8 +36,9 @@ def open_backend(
     instance ``{"enable_thinking": True}``.
 
     ``options`` belong to the engine. transformers: ``device`` ("cpu", "cuda:1"; without it CUDA where there
-    is some). vllm: the engine's own arguments, such as ``tensor_parallel_size``. openai: ``name`` (the
-    model's at the endpoint), ``api_key``, ``concurrency``, ``retries``, ``timeout``, ``token_ids``.
+    is some), ``attention`` (such as "flash_attention_2"). vllm: the engine's own arguments, such as
+    ``tensor_parallel_size``. openai: ``name`` (the model's at the endpoint), ``api_key``, ``concurrency``,
+    ``retries``, ``timeout``, ``token_ids``.
 
     Raises ValueError for a folder that holds no checkpoint, ModuleNotFoundError for an engine that is not
     installed (it says how to install it), OSError for a name nobody knows.

@@ -110,8 +110,19 @@ class BackendError(RuntimeError):
     """The endpoint refused a request or could not be reached; the message says which and why."""
 
 
+class RequestRefused(BackendError):
+    """This request will never be answered: too long, forbidden media, or what a content filter takes out."""
+
+
 class Backend(Protocol):
-    """Whatever answers messages."""
+    """Whatever answers messages.
+
+    ``concurrent``: calls from several threads run side by side, so that many single requests are as fast as
+    a batch.
+    """
+
+    @property
+    def concurrent(self) -> bool: ...
 
     def stream(
         self, messages: Sequence[Message], sampling: Sampling, *, tools: Sequence[Tool] = ()

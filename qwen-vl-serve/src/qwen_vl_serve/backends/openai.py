@@ -10,12 +10,14 @@ restarts; a stream that has already shown something is not asked anew.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import openai
+from openai.types.chat import ChatCompletion
 
 from qwen_vl_serve.backends.base import (
     BackendError,
@@ -25,6 +27,7 @@ from qwen_vl_serve.backends.base import (
     Message,
     ReasoningDelta,
     Reply,
+    RequestRefused,
     Sampling,
     TextDelta,
     Tool,
@@ -34,12 +37,17 @@ from qwen_vl_serve.backends.loop import LoopThread
 from qwen_vl_serve.endpoint_messages import endpoint_messages
 from qwen_vl_utils import PERMISSIVE, MediaPolicy
 
+REFUSALS = (400, 413, 422)
+"""Statuses by which a server says that it will never take this request."""
+
 RETRIES = 12
 """About a minute and a half in all; vLLM needs most of one to come back on a small machine."""
 
 
 class OpenAIBackend:
     """A client of one model at one endpoint; see :func:`qwen_vl_serve.open_backend`."""
+
+    concurrent = True
 
     def __init__(
         self,
@@ -73,6 +81,9 @@ class OpenAIBackend:
     async def _named(self) -> AsyncIterator[None]:
         try:
             yield
+        except openai.APIStatusError as error:
+            kind = RequestRefused if error.status_code in REFUSALS else BackendError
+            raise kind(f"{self._client.base_url}: {error}") from error
         except openai.OpenAIError as error:
             raise BackendError(f"{self._client.base_url}: {error}") from error
 
@@ -92,21 +103,30 @@ class OpenAIBackend:
         self, batch: Sequence[Sequence[Message]], sampling: Sampling, *, tools: Sequence[Tool] = ()
     ) -> list[Reply]:
         """See :meth:`Backend.generate <qwen_vl_serve.backends.base.Backend.generate>`."""
-        return self._loop.gather(self._reply(messages, sampling, tools) for messages in batch)
+        if len(batch) == 1:  # as in stream: the caller's thread would only wait
+            request = self._request(batch[0], sampling, tools)
+            return [self._loop.run(self._sent(request))]
+
+        async def reply(messages: Sequence[Message]) -> Reply:
+            return await self._answer(lambda: self._request(messages, sampling, tools))
+
+        return self._loop.gather(map(reply, batch))
 
     def stream(
         self, messages: Sequence[Message], sampling: Sampling, *, tools: Sequence[Tool] = ()
     ) -> Iterator[Event]:
         """See :meth:`Backend.stream <qwen_vl_serve.backends.base.Backend.stream>`."""
-        return self._loop.iterate(self._events(messages, sampling, tools))
+        # In the caller's thread: it would only wait, and the loop has others to serve.
+        request = self._request(messages, sampling, tools)
+        yield from self._loop.iterate(self._events(request))
 
-    async def _request(
+    def _request(
         self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[Tool]
     ) -> dict[str, Any]:
         """What both ways of asking share."""
         request: dict[str, Any] = {
             "model": self.name,
-            "messages": await asyncio.to_thread(endpoint_messages, messages, self.policy),
+            "messages": endpoint_messages(messages, self.policy),
         }
         names = {"max_new_tokens": "max_tokens"}
         for field in ("max_new_tokens", "temperature", "top_p", "presence_penalty", "seed"):
@@ -123,10 +143,18 @@ class OpenAIBackend:
             request["tools"] = list(tools)
         return request | {"extra_body": extra}
 
-    async def _reply(self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[Tool]) -> Reply:
-        async with self._slots, self._named():
-            request = await self._request(messages, sampling, tools)
-            answer = await self._client.chat.completions.create(**request)
+    async def _answer(self, request: Callable[[], Mapping[str, Any]]) -> Reply:
+        """One answer of many. ``request`` is called when its turn has come: then its media are read."""
+        async with self._slots:
+            return await self._reply(await asyncio.to_thread(request))
+
+    async def _sent(self, request: Mapping[str, Any]) -> Reply:
+        async with self._slots:
+            return await self._reply(request)
+
+    async def _reply(self, request: Mapping[str, Any]) -> Reply:
+        async with self._named():
+            answer = await self._completion(request)
         choice = answer.choices[0]
         calls = [
             ToolCall(call.function.name, call.function.arguments)
@@ -144,12 +172,30 @@ class OpenAIBackend:
             prompt_token_ids=tuple(_extra(answer, "prompt_token_ids") or ()),
         )
 
-    async def _events(
-        self, messages: Sequence[Message], sampling: Sampling, tools: Sequence[Tool]
-    ) -> AsyncGenerator[Event, None]:
+    async def _completion(self, request: Mapping[str, Any]) -> ChatCompletion:
+        """The endpoint's answer; where it is no chat completion it is asked for again.
+
+        The body is sent as it is: the client's own method walks through every message of it first, which
+        costs more than all else that is done for a request here.
+        """
+        body = {name: value for name, value in request.items() if name != "extra_body"} | request[
+            "extra_body"
+        ]
+        for pause in (0.5, 2.0, None):
+            try:
+                answer = await self._client.post("/chat/completions", body=body, cast_to=ChatCompletion)
+                if isinstance(answer, ChatCompletion) and answer.choices and answer.choices[0].message:
+                    return answer
+                found = repr(answer)
+            except json.JSONDecodeError as error:
+                found = str(error)
+            if pause is not None:
+                await asyncio.sleep(pause)
+        raise BackendError(f"{self._client.base_url}: its answer is no chat completion: {found[:300]}")
+
+    async def _events(self, request: Mapping[str, Any]) -> AsyncGenerator[Event, None]:
         reply = _Growing()
         async with self._slots, self._named():
-            request = await self._request(messages, sampling, tools)
             chunks = await self._client.chat.completions.create(
                 **request, stream=True, stream_options={"include_usage": True}
             )
@@ -214,7 +260,8 @@ def _reasoning(message: Any) -> str:
 def _finish_reason(told: str | None) -> FinishReason:
     if told in ("stop", "length", "tool_calls"):
         return told
-    raise ValueError(f"the endpoint ended its answer with finish_reason={told!r}, which is no answer")
+    kind = RequestRefused if told == "content_filter" else BackendError
+    raise kind(f"the endpoint ended its answer with finish_reason={told!r}, which is no answer")
 
 
 def _environment_key() -> str:

@@ -48,6 +48,8 @@ from qwen_vl_utils import PERMISSIVE, MediaPolicy, processor_inputs
 class TransformersBackend:
     """A model and its processor; see :func:`qwen_vl_serve.open_backend`."""
 
+    concurrent = False
+
     def __init__(
         self,
         model: Any,
@@ -70,14 +72,20 @@ class TransformersBackend:
         checkpoint: str | Path,
         *,
         device: str | None = None,
+        attention: str | None = None,
         adapter: str | Path | None = None,
         policy: MediaPolicy = PERMISSIVE,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> TransformersBackend:
-        """Load a checkpoint folder (or a model hub's name) and, over it, a LoRA adapter's folder."""
+        """Load a checkpoint folder (or a model hub's name) and, over it, a LoRA adapter's folder.
+
+        attention: the model library's name of one, such as "flash_attention_2"; None is its own choice.
+        """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            checkpoint, dtype=dtype, attn_implementation=attention
+        )
         if adapter is not None:
             model.load_adapter(str(adapter))
         return cls(model.to(device), AutoProcessor.from_pretrained(checkpoint), policy, chat_template_kwargs)

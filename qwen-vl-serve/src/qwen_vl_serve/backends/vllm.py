@@ -41,6 +41,8 @@ MEDIA_AT_ONCE = 64
 class VllmBackend:
     """An engine and its processor; see :func:`qwen_vl_serve.open_backend`."""
 
+    concurrent = True
+
     def __init__(
         self,
         engine: Any,

@@ -1,0 +1,210 @@
+"""Rows to batches on one core: dataset and collator against the model library's processor.
+
+    .venv/bin/python benchmarks/bench_data.py [--rounds 7] [--quick] [--output FILE]
+
+    rows --processor's chat template, get_rope_index, labels by search--> padded batch
+    rows --SupervisedDataset, PaddedCollator-----------------------------> padded batch
+      --input_ids, labels, positions, grids equal? pixels how far apart?--> rounds A B B A ... --> ratio
+
+Both sides run in this process on one core and one thread, decode the same JPEG files and resize them to the
+same sizes. Goal: 1.5 times the rows a second. Results go to benchmarks/results/data.json; with --quick only
+where --output says.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from preprocess_media import photo
+from transformers import AutoModelForImageTextToText, HfArgumentParser
+
+from qwenvl.data.data_processor import make_supervised_data_module
+from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
+from qwenvl.train.model_loading import load_config, load_processor
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = ROOT / "models/qwen3-vl-nano"
+GOAL = 1.5
+BATCH = 4
+Batch = dict[str, torch.Tensor]
+
+
+def write_rows(folder: Path, count: int) -> Path:
+    """The TOML file of `count` conversations about pictures of 0.2 to 1 megapixels, every fourth of text."""
+    chance, rows = random.Random(0), []
+    for index in range(count):
+        row: dict[str, Any] = {"conversations": []}
+        if index % 4:
+            name = f"{index}.jpg"
+            width, height = chance.randrange(500, 1200), chance.randrange(400, 900)
+            photo(index, width, height).save(folder / name, quality=90)
+            row["image"] = name
+        for turn in range(1 + index % 3):
+            words = " ".join(chance.choices("red green blue box circle left right".split(), k=20))
+            tag = "<image>\n" if "image" in row and not turn else ""
+            row["conversations"] += [
+                {"from": "human", "value": f"{tag}What about {words}?"},
+                {"from": "gpt", "value": words},
+            ]
+        rows.append(row)
+    (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / "data.toml").write_text('[rows]\nannotation_path = "rows.json"\n')
+    return folder / "data.toml"
+
+
+class Ours:
+    """The way of `train_qwen.py`."""
+
+    def __init__(self, module: dict[str, Any]):
+        self.dataset, self.collate = module["train_dataset"], module["data_collator"]
+
+    def batch(self, rows: range) -> Batch:
+        return self.collate([self.dataset[index] for index in rows])
+
+
+class Plain:
+    """What a training script does with the processor alone: template, processor, positions, labels."""
+
+    def __init__(self, processor: Any, folder: Path):
+        self.processor, self.folder = processor, folder
+        self.rows = json.loads((folder / "rows.json").read_text())
+        self.model = AutoModelForImageTextToText.from_pretrained(MODEL).model
+        tokenizer = processor.tokenizer
+        self.header = tokenizer("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
+        self.end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+    def messages(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        found = []
+        for turn in row["conversations"]:
+            text = turn["value"]
+            content: list[dict[str, Any]] = []
+            if text.startswith("<image>"):
+                content.append({"type": "image", "path": str(self.folder / row["image"])})
+                text = text.removeprefix("<image>")
+            content.append({"type": "text", "text": text})
+            role = "user" if turn["from"] == "human" else "assistant"
+            found.append({"role": role, "content": content if role == "user" else text})
+        return found
+
+    def batch(self, rows: range) -> Batch:
+        batch = self.processor.apply_chat_template(
+            [self.messages(self.rows[index]) for index in rows],
+            tokenize=True, return_dict=True, return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "right", "return_mm_token_type_ids": True},
+        )  # fmt: skip
+        labels = torch.full_like(batch["input_ids"], -100)
+        for row, ids in enumerate(batch["input_ids"].tolist()):
+            for start, end in self.answers(ids):
+                labels[row, start:end] = batch["input_ids"][row, start:end]
+        positions, _ = self.model.get_rope_index(
+            batch["input_ids"],
+            mm_token_type_ids=batch["mm_token_type_ids"],
+            image_grid_thw=batch.get("image_grid_thw"),
+            attention_mask=batch["attention_mask"],
+        )
+        return {**batch, "labels": labels, "position_ids": positions}
+
+    def answers(self, ids: list[int]) -> list[tuple[int, int]]:
+        found, width = [], len(self.header)
+        for at in range(len(ids) - width):
+            if ids[at : at + width] == self.header:
+                found.append((at + width, ids.index(self.end, at + width) + 1))
+        return found
+
+
+def check(ours: Batch, plain: Batch) -> float:
+    """The largest difference of a pixel value; stops where anything else differs."""
+    real = ours["attention_mask"].bool()
+    for name in ("input_ids", "labels", "attention_mask", "image_grid_thw"):
+        if (name in ours) != (name in plain) or (name in ours and not torch.equal(ours[name], plain[name])):
+            sys.exit(f"{name} differs: nothing is timed")
+    if not torch.equal(ours["position_ids"][:, real], plain["position_ids"][:, real]):
+        sys.exit("position_ids differ: nothing is timed")
+    if "pixel_values" not in ours:
+        return 0.0
+    return float((ours["pixel_values"] - plain["pixel_values"]).abs().max())
+
+
+def seconds(side: Ours | Plain, batches: list[range]) -> float:
+    began = time.perf_counter()
+    for rows in batches:
+        side.batch(rows)
+    return time.perf_counter() - began
+
+
+def provenance() -> dict[str, Any]:
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": {"hash": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))},
+        "hardware": {"cpu": cpus[0].partition(":")[2].strip() if cpus else platform.processor(),
+                     "cores": os.cpu_count(), "load_at_start": os.getloadavg()[0]},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "torchvision", "transformers", "pillow")},
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="2 rounds of 16 rows: does it run?")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/data.json")
+    options = parser.parse_args()
+    rounds, count = (2, 16) if options.quick else (options.rounds, 96)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    result = provenance()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        flags = ["--model_name_or_path", str(MODEL), "--dataset_config", str(write_rows(folder, count))]
+        flags += ["--dataset_use", "rows", "--output_dir", name, "--model_max_length", "8192"]
+        kinds = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))  # pyright: ignore[reportArgumentType]
+        model_args, data_args, training_args = kinds.parse_args_into_dataclasses(flags)
+        config = load_config(model_args, training_args)
+        processor = load_processor(model_args, data_args, training_args)
+        module = make_supervised_data_module(
+            processor, data_args, model_config=config, model_max_length=8192, seed=0
+        )
+        sides = {"plain": Plain(processor, folder), "ours": Ours(module)}
+        batches = [range(at, at + BATCH) for at in range(0, count, BATCH)]
+        apart = max(check(sides["ours"].batch(rows), sides["plain"].batch(rows)) for rows in batches)
+        taken: dict[str, list[float]] = {"plain": [], "ours": []}
+        for number in range(rounds):
+            for side in ("plain", "ours") if number % 2 else ("ours", "plain"):
+                taken[side].append(seconds(sides[side], batches))
+    ratios = sorted(plain / ours for plain, ours in zip(taken["plain"], taken["ours"], strict=True))
+    result |= {
+        "rounds": rounds, "rows": count, "goal": GOAL, "largest_pixel_difference": apart,
+        "rows_per_second": {side: count / statistics.median(times) for side, times in taken.items()},
+        "ratio": {"median": statistics.median(ratios), "lowest": ratios[0], "highest": ratios[-1]},
+    }  # fmt: skip
+    speed, ratio = result["rows_per_second"], result["ratio"]
+    print(f"{count} rows, ids, labels, positions and grids equal, pixels at most {apart:.4f} apart")
+    for side, label in (("plain", "model library's processor"), ("ours", "dataset and collator")):
+        print(f"  {label:26} {speed[side]:6.1f} rows/s on one core")
+    print(f"  {ratio['median']:.2f}x ({ratio['lowest']:.2f} to {ratio['highest']:.2f}), goal {GOAL}")
+    output = options.output or (None if options.quick else ROOT / "benchmarks/results/data.json")
+    if output:
+        output.write_text(json.dumps(result, indent=2) + "\n")
+        print(f"written: {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Score the answers of infer_think.sh. Flags are handed on to the script.
+set -euo pipefail
+
+OUTPUT_DIR=${OUTPUT_DIR:-output}
+
+exec python "$(dirname "$0")/run_odinw.py" eval \
+    --input-file "$OUTPUT_DIR/odinw_think.jsonl" \
+    --output-file "$OUTPUT_DIR/odinw_think_eval.json" "$@"

@@ -1,0 +1,88 @@
+"""What an answer says about places, drawn on the picture that was asked about.
+
+answer + picture --parse_places--> boxes, points, cuboids --to_original--> drawn picture, rows of pixels
+answer + video   --parse_spans---> rows of seconds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from qwen_vl_utils import MediaPolicy, measure_media
+from qwen_vl_utils.grounding import (
+    Box,
+    Box3D,
+    Coordinates,
+    coordinates_of,
+    draw_places,
+    parse_html,
+    parse_places,
+    parse_spans,
+    to_original,
+)
+
+Cells = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """``picture`` with the places on it, None for a video; ``rows`` of a table under ``header``."""
+
+    picture: Image.Image | None
+    header: Cells
+    rows: list[Cells] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """Draws the answers of one checkpoint. ``processor``: what measures pictures as the model sees them."""
+
+    processor: Any
+    coordinates: Coordinates
+    policy: MediaPolicy
+
+    @classmethod
+    def of(cls, processor: Any, config: Mapping[str, Any], policy: MediaPolicy) -> Marker:
+        """Of a checkpoint's processor and config.json. Raises ValueError for an unknown ``model_type``."""
+        return cls(processor, coordinates_of(config["model_type"]), policy)
+
+    def mark(self, answer: str, item: Mapping[str, Any]) -> Marks | None:
+        """The places that ``answer`` names, on the picture or video of ``item``; None where it names none.
+
+        item: ``{"type": "image", "image": path, ...}`` or a video's. Raises MediaError for a file that can't
+        be read.
+        """
+        if item["type"] == "video":
+            spans = parse_spans(answer).items
+            rows = [(span.label, f"{span.start:g}", f"{span.end:g}") for span in spans]
+            return Marks(None, ("what", "from [s]", "to [s]"), rows) if rows else None
+        places: list[Any] = [*parse_places(answer).items]
+        places += [element.box for element in parse_html(answer).items]
+        if not places:
+            return None
+        [size] = measure_media([{"role": "user", "content": [item]}], self.processor, policy=self.policy)
+        rows = []
+        for number, place in enumerate(places):
+            if isinstance(place, Box3D):
+                rows.append((place.label, f"{place.x:g}, {place.y:g}, {place.z:g} m before the camera"))
+                continue
+            places[number] = self._on_picture(place, size)
+            rows.append((place.label, ", ".join(f"{value:.0f}" for value in _numbers(places[number]))))
+        with Image.open(self.policy.check_path(item["image"], item["image"])) as opened:
+            upright = ImageOps.exif_transpose(opened).convert("RGB")
+        return Marks(draw_places(upright, places), ("what", "where [pixels]"), rows)
+
+    def _on_picture(self, place: Any, size: Any) -> Any:
+        height, width = size.natural
+        return to_original(
+            place, coordinates=self.coordinates, height=height, width=width,
+            resized=(size.height, size.width), clip=True,
+        )  # fmt: skip
+
+
+def _numbers(place: Any) -> tuple[float, ...]:
+    return place.xyxy if isinstance(place, Box) else place.xy
