@@ -17,7 +17,8 @@ from transformers import AutoModelForImageTextToText, HfArgumentParser
 
 from qwenvl.data.collators import FlattenedCollator, PaddedCollator
 from qwenvl.data.data_processor import make_supervised_data_module
-from qwenvl.data.packed import PackedDataset, Weights, measure_rows
+from qwenvl.data.flops import MultiplyAdds
+from qwenvl.data.packed import PackedDataset, measure_rows
 from qwenvl.data.sources import open_annotations
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.model_loading import load_config, load_model, load_processor
@@ -293,26 +294,11 @@ def test_rows_that_cannot_be_packed_are_left_out_on_request(tmp_path, pictures, 
     assert dataset.skipped == 1
 
 
-def test_costs_are_those_of_the_layers_weights(family, checkpoints):
-    """Of the layers alone: heads, mergers, the embedding of patches and routers are not in the cost."""
-    model = AutoModelForImageTextToText.from_pretrained(checkpoints[family])
-    weights = Weights.of(model.config)
-    token = patch = 0.0
-    for layer in model.model.language_model.layers:
-        token += sum(p.numel() for p in layer.parameters() if p.ndim == 2)
-        # [experts, out, in], of which a token uses a few.
-        token += sum(p[0].numel() * 2 for p in layer.parameters() if p.ndim == 3)
-    for block in model.model.visual.blocks:
-        patch += sum(p.numel() for p in block.parameters() if p.ndim == 2)
-    assert model.config.get_text_config().to_dict().get("num_experts_per_tok", 2) == 2
-    assert weights.token == pytest.approx(token, rel=0.01)
-    assert weights.patch == patch
-
-
 def test_dear_packs_cost_more(packed):
     sizes = measure_rows(packed.rows, None)
     assert packed.costs.shape == (len(packed),)
-    expected = Weights(2.0, 3.0, 0.5)
+    others = dict(logit=9.0, frame_square=9.0, window_square=0.0, window=0, merge=2)
+    cost = MultiplyAdds(token=2.0, square=0.5, patch=1.0, merger=2.0, **others)
     weighted = [2.0 * sizes.tokens[pack].sum() + 3.0 * sizes.patches[pack].sum()
                 + 0.5 * (sizes.tokens[pack] ** 2).sum() for pack in packed.packs]  # fmt: skip
-    assert sizes.costs(packed.packs, expected).tolist() == weighted
+    assert sizes.costs(packed.packs, cost).tolist() == weighted

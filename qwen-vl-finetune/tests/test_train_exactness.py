@@ -132,7 +132,7 @@ def test_the_loss_is_that_of_the_model_library(checkpoints):
     labels = torch.where(torch.rand(2, 12, generator=torch.Generator().manual_seed(0)) < 0.3, ids, -100)
     labels[:, 0] = ids[:, 0]  # A first token is predicted by none.
     batch = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
-    losses, outputs = token_losses(model, batch)
+    losses, _, outputs = token_losses(model, batch)
     expected = model(input_ids=ids, labels=labels).loss
     assert outputs.logits.shape[1] < 11
     assert torch.allclose(losses.sum() / count_loss_tokens(batch), expected, rtol=1e-6, atol=0)

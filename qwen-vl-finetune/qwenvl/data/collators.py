@@ -5,7 +5,8 @@
       flattened  input_ids, labels [1, T]; position_ids [4, 1, T], row 0 from 0 in every segment;
                  cu_seq_lens_q = cu_seq_lens_k int32 [n + 1]; max_length_q = max_length_k int; pixels
 
-Where some answer counts differently, `loss_weights` float32 has the shape of labels.
+Where some answer counts differently, `loss_weights` float32 has the shape of labels.  `dataset` int64 [n]
+says of each sample which data set it comes from, where the items do.
 
 A flattened batch has no attention mask: the attention reads the borders in `cu_seq_lens_*`, and the model
 library's own mask functions read them from row 0 of the positions.
@@ -41,6 +42,8 @@ class PaddedCollator:
         }
         if any("loss_weights" in item for item in items):
             batch["loss_weights"] = _pad([loss_weights(item) for item in items], 0.0)
+        if all("dataset" in item for item in items):
+            batch["dataset"] = torch.cat([item["dataset"] for item in items])
         return batch | join_media(items)
 
 
@@ -71,6 +74,8 @@ class FlattenedCollator:
         }
         if "loss_weights" in row:
             batch["loss_weights"] = row["loss_weights"][None]
+        if "dataset" in row:
+            batch["dataset"] = row["dataset"]
         return batch | join_media([row])
 
 

@@ -130,13 +130,15 @@ class Encoder:
 class Source:
     """A data set in use: its annotations, and the rows of them that are trained on (int64, in file order)."""
 
+    name: str
     annotations: Annotations
     data_path: str
     rows: np.ndarray
 
 
 class SupervisedDataset(Dataset):
-    """All data sets of a run, one after another; an item is a row's tensors, made when asked for.
+    """All data sets of a run, one after another; an item is a row's tensors, made when asked for, with
+    `dataset` int64 [n], the place in `names` of the data set that each of its samples comes from.
 
     With bad_samples="fail" a row that cannot be loaded is a ValueError naming file and row. With "skip" the
     next row that can be loaded stands in for it, so that every rank keeps its number of batches; each skip is
@@ -150,6 +152,7 @@ class SupervisedDataset(Dataset):
         self.encode = encode
         self.bad_samples = bad_samples
         self.skipped = 0
+        self.names = list(dict.fromkeys(source.name for source in sources))
         self._ends = np.cumsum([len(source.rows) for source in sources])
 
     def __len__(self) -> int:
@@ -188,7 +191,9 @@ class SupervisedDataset(Dataset):
 
     def load(self, index: int) -> dict[str, torch.Tensor]:
         """An item, itself or not at all. Raises ValueError with file and row."""
-        return join(self._each(index, self.encode))
+        item = join(self._each(index, self.encode))
+        number = self.names.index(self.row(index)[0].name)
+        return item | {"dataset": torch.full_like(item["segment_lengths"], number)}
 
     def fitted(self, index: int) -> list[Fitted]:
         """Each of an item's samples with its size, from headers alone. Errors as `load`."""
@@ -227,6 +232,7 @@ class StreamedDataset(SupervisedDataset):
     def __init__(self, endless: EndlessRows, encode: Encoder, *, bad_samples: str):
         super().__init__([], encode, bad_samples=bad_samples)
         self.endless = endless
+        self.names = list(dict.fromkeys(stream.name for stream in endless.streams))
 
     def __len__(self) -> int:
         raise TypeError("streamed rows have no end")
@@ -241,7 +247,7 @@ class StreamedDataset(SupervisedDataset):
 
     def row(self, index: int) -> tuple[Source, int]:
         stream, row = self.endless.at(index)
-        return Source(row, stream.data_path, np.zeros(1, np.int64)), 0
+        return Source(stream.name, row, stream.data_path, np.zeros(1, np.int64)), 0
 
 
 def _stream(entries: list[dict], encode: Encoder, data_args: DataArguments, seed: int) -> StreamedDataset:
@@ -280,7 +286,7 @@ def _open_source(entry: dict, refused: re.Pattern[str], data_args: DataArguments
         )
     rows = sample_rows(good, entry["sampling_rate"], seed=seed, name=entry["dataset_name"])
     logger.info("%s: %d of %d rows", entry["dataset_name"], len(rows), len(annotations))
-    return Source(annotations, entry["data_path"], rows)
+    return Source(entry["dataset_name"], annotations, entry["data_path"], rows)
 
 
 def _eval_sets(data_args: DataArguments, encode: Encoder, seed: int) -> dict[str, SupervisedDataset] | None:

@@ -104,7 +104,7 @@ def examine(
     bad = check_annotations(annotations, data_path, refused=encode.refused, packed=packed)
     checkup.findings += [Finding("error", _kind(each.reason), name, each.row, each.reason) for each in bad]
     rows = np.setdiff1d(np.arange(len(annotations)), [each.row for each in bad])
-    patient = _Patient(name, Source(annotations, data_path, rows), encode, coordinates)
+    patient = _Patient(name, Source(name, annotations, data_path, rows), encode, coordinates)
     loader = DataLoader(patient, batch_size=None, num_workers=workers)
     for report in tqdm(loader, f"examining {name}", total=len(rows), unit="row"):
         checkup.findings += report.findings

@@ -6,8 +6,9 @@
       -> PackedDataset[i] -> one item, the join of its rows
       -> PackSampler    an epoch's order, in which the packs of one step cost about the same
 
-The cost of a pack: multiplications of the linear layers of both towers, and those of causal attention, which
-grow with the square of each sample's length. The vision tower's attention is left out.
+The cost of a pack: the multiply-adds of the linear layers of both towers, and those of causal attention,
+which grow with the square of each sample's length. The vision tower's attention is left out, since of the
+pictures only the sum of their patches is kept.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 from qwenvl.data.budget import TooLong
+from qwenvl.data.flops import MultiplyAdds
 from qwenvl.data.packing import balanced_order, join, plan_packs
 
 if TYPE_CHECKING:
@@ -59,37 +61,11 @@ class RowSizes:
         """The rows that can be used."""
         return np.setdiff1d(np.arange(len(self.tokens)), [*self.bad, *self.long])
 
-    def costs(self, packs: list[np.ndarray], weights: Weights) -> np.ndarray:
+    def costs(self, packs: list[np.ndarray], cost: MultiplyAdds) -> np.ndarray:
         """What each pack costs in one forward pass."""
-        rows = weights.token * self.tokens + weights.patch * self.patches + weights.square * self.squares
+        patch = cost.patch + cost.merger
+        rows = cost.token * self.tokens + patch * self.patches + cost.square * self.squares
         return np.array([rows[pack].sum() for pack in packs])
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Multiplications: for a token in the language model's linear layers, for a patch in the vision tower's,
-    and for the square of a sample's length in causal attention.
-    """
-
-    token: float
-    patch: float
-    square: float
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig) -> Weights:
-        """Of a Qwen-VL configuration; a MoE's token passes through num_experts_per_tok experts."""
-        text, vision = config.get_text_config().to_dict(), config.vision_config.to_dict()
-        head = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
-        queries, pairs = text["num_attention_heads"] * head, text["num_key_value_heads"] * head
-        inner = text.get("moe_intermediate_size", 0) * text.get("num_experts_per_tok", 0)
-        inner = inner or text["intermediate_size"]
-        token = text["hidden_size"] * (2 * queries + 2 * pairs + 3 * inner)
-        width = vision.get("embed_dim", vision["hidden_size"])
-        # Qwen2-VL names a ratio, Qwen2.5-VL has a gated layer.
-        inner = vision["intermediate_size"] if "intermediate_size" in vision else width * vision["mlp_ratio"]
-        inner *= 3 if vision["hidden_act"] == "silu" else 2
-        layers = text["num_hidden_layers"]
-        return cls(layers * token, vision["depth"] * width * (4 * width + inner), layers * queries)
 
 
 class PackedDataset(Dataset):
@@ -104,6 +80,11 @@ class PackedDataset(Dataset):
         self.packs = packs
         self.costs = costs
         self.skipped = 0
+
+    @property
+    def names(self) -> list[str]:
+        """Of the data sets."""
+        return self.rows.names
 
     def __len__(self) -> int:
         return len(self.packs)
@@ -157,7 +138,7 @@ def pack_rows(
     packs.sort(key=lambda pack: pack.min())
     for line in describe_packs(sizes, packs, token_budget, patch_budget):
         logger.info(line)
-    return PackedDataset(rows, packs, sizes.costs(packs, Weights.of(config)))
+    return PackedDataset(rows, packs, sizes.costs(packs, MultiplyAdds.of(config)))
 
 
 def all_packed(rows: SupervisedDataset) -> bool:

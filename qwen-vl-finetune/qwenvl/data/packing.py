@@ -157,6 +157,8 @@ def join(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     }
     if any("loss_weights" in item for item in items):
         joined["loss_weights"] = torch.cat([loss_weights(item) for item in items])
+    if all("dataset" in item for item in items):
+        joined["dataset"] = torch.cat([item["dataset"] for item in items])
     joined["position_ids"] = torch.cat([item["position_ids"] for item in items], dim=1)
     return joined | join_media(items)
 

@@ -144,6 +144,11 @@ class TrainingArguments(transformers.TrainingArguments):
         metadata={"help": "Stop and save after this many minutes of training, time before a resume included. "
                           "The learning-rate schedule ends with whichever comes first, last step or limit."},
     )  # fmt: skip
+    peak_tflops: float | None = field(
+        default=None,
+        metadata={"help": "What a device does at most in the training's dtype, in 10^12 operations a "
+                          "second (H100 SXM, dense bf16: 989); the log then has the share used (mfu)."},
+    )  # fmt: skip
     eval_generate: int = field(
         default=0,
         metadata={"help": "Samples of each evaluation set that are answered and scored, spread over it."},
@@ -169,6 +174,8 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError("--remove_unused_columns True would drop position ids; leave it False")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise ValueError(f"--max_minutes {self.max_minutes}: give a positive number of minutes")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ValueError(f"--peak_tflops {self.peak_tflops}: give a positive number")
         if not self.lora_enable and (self.lora_components or self.lora_dora or self.lora_quantize):
             raise ValueError("--lora_components, --lora_dora and --lora_quantize need --lora_enable True")
         if self.model_max_length < 1:

@@ -65,14 +65,12 @@ def check(args: TrainingArguments, sets: EvalSets | None) -> None:
     """Raises ValueError where the flags ask for an evaluation that cannot be."""
     if not sets:
         strategy = IntervalStrategy(args.eval_strategy).value
-        for flag, value in (
-            (
-                "eval_strategy",
-                None if strategy == "no" else strategy,
-            ),
-            ("eval_generate", args.eval_generate),
-            ("load_best_model_at_end", args.load_best_model_at_end),
-        ):
+        asked = {
+            "eval_strategy": "" if strategy == "no" else strategy,
+            "eval_generate": args.eval_generate,
+            "load_best_model_at_end": args.load_best_model_at_end,
+        }
+        for flag, value in asked.items():
             if value:
                 raise ValueError(f"--{flag} {value}: there is nothing to evaluate; give --eval_dataset_use")
         return

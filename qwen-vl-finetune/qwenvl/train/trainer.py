@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,39 +31,14 @@ from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArgumen
 from qwenvl.train.attention import Segments
 from qwenvl.train.callbacks import Clock
 from qwenvl.train.experts import ExpertBalance, balance_coefficient, find_routers
+from qwenvl.train.metering import Meter, TokenLosses, Work, count_loss_tokens
 from qwenvl.train.parameters import component_table, parameter_groups
 
 ARGUMENTS_FILE = "training_arguments.json"
 
 
-@dataclass
-class Throughput:
-    """Samples and tokens trained on since `start`, over all ranks."""
-
-    samples: int = 0
-    tokens: int = 0
-    start: float = dataclasses.field(default_factory=time.perf_counter)
-
-    def per_second(self) -> dict[str, float]:
-        """samples_per_second and tokens_per_second since `start`."""
-        seconds = max(time.perf_counter() - self.start, 1e-9)
-        return {
-            "samples_per_second": round(self.samples / seconds, 2),
-            "tokens_per_second": round(self.tokens / seconds, 1),
-        }
-
-
-def count_loss_tokens(batch: dict[str, Any]) -> torch.Tensor:
-    """What the tokens count together that a previous position predicts and that carry loss: one each, or
-    their `loss_weights`.
-    """
-    carried = batch["labels"][:, 1:] != -100
-    return (batch["loss_weights"][:, 1:] * carried).sum() if "loss_weights" in batch else carried.sum()
-
-
-def token_losses(model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
-    """The cross-entropies of a batch, one a token (0 where it carries no loss), times `loss_weights` where
-    there are some; and the model's outputs.
+def token_losses(model: torch.nn.Module, inputs: dict[str, Any]) -> TokenLosses:
+    """The cross-entropies of a batch, times `loss_weights` where there are some.
 
     inputs: a padded or flattened batch with labels [B, S].  Logits are computed only for the columns in which
     some row's next token carries loss.
@@ -78,13 +51,16 @@ def token_losses(model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.
     losses = cross_entropy(logits, targets, ignore_index=-100, reduction="none")
     if "loss_weights" in inputs:
         losses = losses * inputs["loss_weights"][:, columns + 1].flatten()
-    return losses, outputs
+    return TokenLosses(losses.view(len(labels), len(columns)), columns, outputs)
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """A collated batch as the model's forward takes it: no labels, `cu_seq_lens_*` as `segments`."""
-    renamed = ("labels", "loss_weights", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-    inputs = {name: value for name, value in batch.items() if name not in renamed}
+    """A collated batch as the model's forward takes it: without what the loss needs, `cu_seq_lens_*` as
+    `segments`.
+    """
+    ours = ("labels", "loss_weights", "dataset")
+    renamed = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+    inputs = {name: value for name, value in batch.items() if name not in ours + renamed}
     if "cu_seq_lens_q" in batch:
         inputs["segments"] = Segments(batch["cu_seq_lens_q"], int(batch["max_length_q"]))
     return inputs
@@ -131,7 +107,16 @@ class QwenVLTrainer(Trainer):
         self.model_args = model_args
         self.data_args = data_args
         self.components = component_table(model_args, args)
-        self.throughput = Throughput()
+        packed = isinstance(self.train_dataset, PackedDataset)
+        self.meter = Meter(
+            model,
+            model.config,
+            getattr(self.train_dataset, "names", []),
+            pack_tokens=args.train_batch_size * args.model_max_length if packed else None,
+            pack_patches=args.train_batch_size * (data_args.pack_max_patches or 0) if packed else None,
+            peak=args.peak_tflops,
+        )
+        self.add_callback(self.meter)
         self.balance_coefficient = balance_coefficient(model, args)
         self.experts = ExpertBalance(model) if find_routers(model) else None
         self._step_tokens = 0.0
@@ -180,29 +165,25 @@ class QwenVLTrainer(Trainer):
         assert self.clock.limit is not None
         return max(step, int(steps * min(self.clock.agreed / self.clock.limit, 1.0)))
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
+    def get_batch_samples(self, epoch_iterator, num_batches, device) -> tuple[list[Any], Any]:
         """The micro-batches of one optimiser step, and its loss tokens over all of them and all ranks."""
         batches = []
         for _ in range(num_batches):
-            batch = next(epoch_iterator, None)
+            with self.meter.waiting():
+                batch = next(epoch_iterator, None)
             if batch is None:
                 break
             batches.append(batch)
-        counts = torch.zeros(4, dtype=torch.float64, device=device)
+        counts = torch.zeros(1 + len(Work._fields), dtype=torch.float64, device=device)
         if self.is_world_process_zero():
-            counts[3] = self.clock.seconds
+            counts[0] = self.clock.seconds
         for batch in batches:
-            padded = "attention_mask" in batch
-            counts[0] += count_loss_tokens(batch)
-            counts[1] += len(batch["labels"]) if padded else len(batch["cu_seq_lens_q"]) - 1
-            counts[2] += batch["attention_mask"].sum() if padded else batch["labels"].numel()
-        total = self.accelerator.reduce(counts, reduction="sum")
-        assert isinstance(total, torch.Tensor)
-        loss_tokens, samples, tokens, self.clock.agreed = total.tolist()
-        self._step_tokens = tokens
-        self.throughput.samples += int(samples)
-        self.throughput.tokens += int(tokens)
-        return batches, loss_tokens
+            counts[1:] += self.meter.work(batch)
+        total: Any = self.over_processes(counts).tolist()
+        self.clock.agreed, work = total[0], Work(*total[1:])
+        self.meter.add(work, len(batches))
+        self._step_tokens = work.tokens
+        return batches, work.loss_tokens
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The batch's share of the optimiser step's loss, scaled so that the mean over ranks is the whole."""
@@ -210,16 +191,17 @@ class QwenVLTrainer(Trainer):
         if self.split_weights() or self._visual_trained():
             seen = modality.complete(inputs, self.vl_config, each=self.split_weights())
         with self.experts.recording() if self.experts else nullcontext():
-            losses, outputs = token_losses(model, seen)
-        total = losses.sum()
+            found = token_losses(model, seen)
+        total = found.losses.sum()
         if num_items_in_batch is None:  # Not from the training loop: the batch's own mean.
             loss = total / (count_loss_tokens(inputs) or 1)
         else:  # The base class hands on what get_batch_samples counted.
             loss = total * (self.accelerator.num_processes / (num_items_in_batch or 1))
+            self.meter.add_losses(seen, found)
             if self.experts:
                 balance = self.experts.loss(inputs, self._step_tokens, self.over_processes)
                 loss = loss + balance * (self.balance_coefficient * self.accelerator.num_processes)
-        return (loss, outputs) if return_outputs else loss
+        return (loss, found.outputs) if return_outputs else loss
 
     def over_processes(self, part: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes."""
@@ -238,13 +220,14 @@ class QwenVLTrainer(Trainer):
             seen = modality.complete(inputs, self.vl_config, each=True)
         model = self.model_wrapped if self.split_weights() else self.model
         with self.compute_loss_context_manager():
-            losses, _ = token_losses(model, seen)
+            losses = token_losses(model, seen).losses
         return losses.double().sum(), count_loss_tokens(inputs)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """The exact losses of all evaluation sets, and answers; see `evaluation`."""
         sets: Any = eval_dataset or self.eval_dataset
-        metrics = evaluation.run(self, sets)
+        with self.meter.paused():
+            metrics = evaluation.run(self, sets)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -257,10 +240,9 @@ class QwenVLTrainer(Trainer):
         return self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds samples and tokens per second to each line of the training log."""
+        """Adds the numbers of `metering`, and of the experts, to each line of the training log."""
         if "loss" in logs:
-            logs.update(self.throughput.per_second())
-            self.throughput = Throughput()
+            logs.update(self.meter.report(self.accelerator))
             if self.experts:
                 logs.update(self.experts.statistics())
         super().log(logs, start_time)
@@ -272,12 +254,13 @@ class QwenVLTrainer(Trainer):
         """
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         try:
-            if self.args.should_save:
-                checkpoints.unseal(folder)
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                checkpoints.seal(folder)
+            with self.meter.paused():
+                if self.args.should_save:
+                    checkpoints.unseal(folder)
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    checkpoints.seal(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(
                 f"{folder} could not be saved: {error}. Checkpoints before it are whole: mend that (on a "
