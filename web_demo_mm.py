@@ -6,6 +6,8 @@
     text box, settings --turns_of, to_messages--> messages --backend.stream--> thoughts, text
       --Marker--> places drawn on the picture, a table;  seconds and tokens below the chat
 
+With --compare OTHER a second part asks two checkpoints the same question, side by side.
+
 Each visitor's chat lives in the visitor's browser. Files live in a folder of this process's own, under names
 nobody can guess, and go after a day or with the process. Needs requirements_web_demo.txt.
 """
@@ -18,12 +20,15 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, cast
 
 import gradio as gr
@@ -43,6 +48,7 @@ EXAMPLES = (
     ("Describe the picture.", "qwen-vl-finetune/demo/images/scene-05.png"),
     ("How many objects are here?", "qwen-vl-finetune/demo/images/scene-11.png"),
     ("Where is the green cross?", "qwen-vl-finetune/demo/images/scene-04.png"),
+    ("What happens in the video?", "qwen-vl-finetune/demo/videos/right.mp4"),
 )
 WORDS = {
     "en": {
@@ -62,6 +68,7 @@ WORDS = {
         "as_json": "As JSON",
         "as_row": "As a training row",
         "file": "File",
+        "compare": "Ask both checkpoints one question",
     },
     "zh": {
         "ask": "就图片或视频提问；可拖入、粘贴或上传",
@@ -80,6 +87,7 @@ WORDS = {
         "as_json": "导出 JSON",
         "as_row": "导出训练数据",
         "file": "文件",
+        "compare": "向两个模型提出同一问题",
     },
 }
 MATHS: list[dict[str, str | bool]] = [
@@ -88,7 +96,7 @@ MATHS: list[dict[str, str | bool]] = [
 ]
 # The button "Share" posts to a site of Gradio's maker and does nothing elsewhere.
 STYLE = """
-footer, #chat button[aria-label="Share"] {display: none !important}
+footer, button[aria-label="Share"] {display: none !important}
 .numbers {min-height: 1.6em; opacity: .75; font-size: .85em}
 """
 
@@ -151,14 +159,21 @@ def _path(part: dict[str, Any]) -> str:
 class Page:
     """What the controls of the page do.
 
-    processor, marker: None where an endpoint is asked and no checkpoint was named.
+    name: of the model. processor, marker: None where an endpoint is asked and no checkpoint was named.
 
     folder: where uploads lie and drawn pictures go.
     """
 
     def __init__(
-        self, backend: Backend, processor: Any, marker: Marker | None, policy: MediaPolicy, folder: Path
+        self,
+        name: str,
+        backend: Backend,
+        processor: Any,
+        marker: Marker | None,
+        policy: MediaPolicy,
+        folder: Path,
     ):
+        self.name = name
         self.backend = backend
         self.processor = processor
         self.marker = marker
@@ -201,15 +216,13 @@ class Page:
             yield [*said, _note("Not answered", str(error))], ""
 
     def _drawn(self, text: str, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The picture last asked about with what the answer names on it, and a table."""
+        """The picture or video last asked about with what the answer names on it, and a table."""
         items = [item for message in messages if message["role"] == "user" for item in message["content"]]
         media = [item for item in items if item["type"] != "text"]
         marks = self.marker.mark(text, media[-1]) if self.marker and media else None
         if marks is None:
             return []
         table = _note("Places", _table(marks))
-        if marks.picture is None:
-            return [table]
         return [table, {"role": "assistant", "content": {"path": self._keep(marks.picture)}}]
 
     def _keep(self, picture: Image.Image) -> str:
@@ -264,6 +277,39 @@ def _edited(history: list[Any], edit: gr.EditData) -> tuple[list[Any], list[Any]
     return history[:at], history[:at], {"text": edit.value, "files": files}
 
 
+def side_by_side(pages: Sequence[Page], message: dict[str, Any], *settings: Any) -> Iterator[tuple[Any, ...]]:
+    """The answers of all pages as they are made: the chat and the line of numbers of the first, of the next.
+
+    Each page answers in a thread of its own. Closing the iterator stops them all.
+    """
+    asked = [{"role": "user", "content": [*({"path": path} for path in message["files"]), message["text"]]}]
+    latest: list[tuple[Any, str]] = [([], "")] * len(pages)
+    news: SimpleQueue[int | None] = SimpleQueue()
+    stopped = threading.Event()
+
+    def ask(place: int) -> None:
+        try:
+            with closing(pages[place].answer(message, [], *settings)) as answers:  # pyright: ignore[reportArgumentType]
+                for latest[place] in answers:
+                    news.put(place)
+                    if stopped.is_set():
+                        return
+        finally:
+            news.put(None)
+
+    with ThreadPoolExecutor(len(pages)) as threads:
+        running = [threads.submit(ask, place) for place in range(len(pages))]
+        try:
+            left = len(pages)
+            while left:
+                left -= news.get() is None
+                yield tuple(part for said, numbers in latest for part in (asked + said, numbers))
+        finally:
+            stopped.set()
+        for each in running:
+            each.result()
+
+
 def _question(message: dict[str, Any]) -> Turn:
     text = message["text"].strip()
     if not text and not message["files"]:
@@ -297,8 +343,10 @@ def _table(marks: Marks) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def build_demo(page: Page, *, name: str, settings: Settings, concurrency: int = 8) -> gr.Blocks:
-    """The page. name: of the model; settings: what stands in the controls at first."""
+def build_demo(
+    page: Page, *, settings: Settings, other: Page | None = None, concurrency: int = 8
+) -> gr.Blocks:
+    """The page. settings: what stands in the controls at first; other: what it is compared with."""
     text = gr.I18n(**WORDS)
     numbers = gr.Markdown(elem_classes="numbers", elem_id="numbers", render=False)
     box = gr.MultimodalTextbox(
@@ -307,7 +355,7 @@ def build_demo(page: Page, *, name: str, settings: Settings, concurrency: int = 
         max_plain_text_length=MOST_CHARACTERS, stop_btn=True,
     )  # fmt: skip
     chat = gr.Chatbot(
-        label=name, render=False, allow_tags=False, buttons=["copy", "copy_all"], feedback_options=None,
+        label=page.name, render=False, allow_tags=False, buttons=["copy", "copy_all"], feedback_options=None,
         latex_delimiters=MATHS, scale=1, min_height=360, elem_id="chat",
         group_consecutive_messages=False,  # Gradio 6.31 fails to send the edit of a group with a picture.
         editable="user",
@@ -320,7 +368,7 @@ def build_demo(page: Page, *, name: str, settings: Settings, concurrency: int = 
         if (ROOT / path).is_file()
     ]
     demo = gr.ChatInterface(
-        page.answer, title=name, multimodal=True, save_history=True, chatbot=chat, textbox=box,
+        page.answer, title=page.name, multimodal=True, save_history=True, chatbot=chat, textbox=box,
         additional_inputs=controls, additional_outputs=[numbers], additional_inputs_accordion=shelf,
         examples=examples, run_examples_on_click=False, cache_examples=False, flagging_mode="never",
         concurrency_limit=concurrency, api_name="chat", analytics_enabled=False,
@@ -328,6 +376,8 @@ def build_demo(page: Page, *, name: str, settings: Settings, concurrency: int = 
     )  # fmt: skip
     with demo:
         numbers.render()
+        if other is not None:
+            _comparison([page, other], text, controls, concurrency)
         with gr.Accordion(text("add"), open=False), gr.Row():
             camera = gr.Image(sources=["webcam"], type="filepath", label=text("camera"), elem_id="camera")
             with gr.Column():
@@ -346,6 +396,32 @@ def build_demo(page: Page, *, name: str, settings: Settings, concurrency: int = 
         hidden(as_json.click)(partial(page.export, row=False), [chat, controls[0]], file)
         hidden(as_row.click)(partial(page.export, row=True), [chat, controls[0]], file)
     return demo
+
+
+def _comparison(pages: Sequence[Page], text: gr.I18n, controls: Sequence[Any], concurrency: int) -> None:
+    """A question of its own, and below it a chat for each page."""
+    with gr.Accordion(text("compare"), open=False, elem_id="compare"):
+        box = gr.MultimodalTextbox(
+            label=text("ask"), placeholder=cast(Any, text("ask")), show_label=False, file_count="multiple",
+            file_types=["image", "video"], sources=["upload"], elem_id="both",
+            max_plain_text_length=MOST_CHARACTERS, stop_btn=True,
+        )  # fmt: skip
+        outputs = []
+        with gr.Row():
+            for place, page in enumerate(pages):
+                with gr.Column(min_width=280):
+                    outputs += [
+                        gr.Chatbot(
+                            label=page.name, allow_tags=False, latex_delimiters=MATHS, height=360,
+                            elem_id=f"side-{place}",
+                        ),
+                        gr.Markdown(elem_classes="numbers"),
+                    ]  # fmt: skip
+        asked = box.submit(
+            partial(side_by_side, pages), [box, *controls], outputs, api_name="compare",
+            concurrency_limit=concurrency,
+        )  # fmt: skip
+        box.stop(None, cancels=asked, api_visibility="private")
 
 
 def _controls(settings: Settings, text: gr.I18n) -> list[Any]:
@@ -389,6 +465,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "-c", "--checkpoint-path", help=f"folder or hub name (default: {NANO.relative_to(ROOT)})"
     )
+    parser.add_argument(
+        "--compare", metavar="CHECKPOINT", help="a second one, asked beside the first; openai: its name there"
+    )
     parser.add_argument("--backend", choices=["hf", "vllm", "openai"], default="hf")
     parser.add_argument("--cpu-only", action="store_true", help="hf: don't use a GPU")
     parser.add_argument("--flash-attn2", action="store_true", help="hf: attention by the package flash-attn")
@@ -413,37 +492,47 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def open_page(options: argparse.Namespace, folder: Path) -> tuple[Page, str, Settings]:
-    """The page's back end, with uploads in `folder`; its name; its first settings."""
-    policy = MediaPolicy.strict(folders=[folder], max_bytes=options.max_file_size * 2**20)
+def check_options(options: argparse.Namespace) -> None:
+    """Raises ValueError, naming the flag."""
     if options.auth is not None and ":" not in options.auth:
         raise ValueError("--auth: give USER:PASSWORD, with a colon between them")
     if options.backend == "openai" and not options.base_url:
         raise ValueError("--backend openai: --base-url is missing, such as http://127.0.0.1:8000/v1")
-    checkpoint = options.checkpoint_path or (None if options.backend == "openai" else str(NANO))
-    found = find_checkpoint(checkpoint) if checkpoint else None
+
+
+def open_page(options: argparse.Namespace, folder: Path, *, second: bool = False) -> tuple[Page, Settings]:
+    """The page's back end, with uploads in `folder`, and its first settings.
+
+    second: of the checkpoint that --compare names.
+    """
+    policy = MediaPolicy.strict(folders=[folder], max_bytes=options.max_file_size * 2**20)
+    checkpoint, model = options.checkpoint_path, options.model
     if options.backend == "openai":
-        given = {"name": options.model, "api_key": options.api_key}
-        engine, model = "openai", options.base_url
-    elif options.backend == "vllm":
-        given = {"gpu_memory_utilization": options.gpu_memory_utilization}
-        given |= {"tensor_parallel_size": options.tensor_parallel_size}
-        engine, model = "vllm", checkpoint
+        model = options.compare if second else model
+        given, engine, where = {"name": model, "api_key": options.api_key}, "openai", options.base_url
     else:
-        given = {"device": "cpu" if options.cpu_only else None}
-        given |= {"attention": "flash_attention_2" if options.flash_attn2 else None}
-        engine, model = "transformers", checkpoint
+        checkpoint = options.compare if second else checkpoint or str(NANO)
+        where = checkpoint
+        if options.backend == "vllm":
+            engine = "vllm"
+            given = {"gpu_memory_utilization": options.gpu_memory_utilization}
+            given |= {"tensor_parallel_size": options.tensor_parallel_size}
+        else:
+            engine = "transformers"
+            given = {"device": "cpu" if options.cpu_only else None}
+            given |= {"attention": "flash_attention_2" if options.flash_attn2 else None}
+    found = find_checkpoint(checkpoint) if checkpoint else None
     given = {name: value for name, value in given.items() if value is not None}
-    backend = open_backend(model, engine=engine, policy=policy, **given)  # pyright: ignore[reportArgumentType]
+    backend = open_backend(where, engine=engine, policy=policy, **given)  # pyright: ignore[reportArgumentType]
     processor = marker = None
     if found is not None:
         from transformers import AutoProcessor
 
         processor = AutoProcessor.from_pretrained(found.folder or checkpoint)
         marker = Marker.of(processor, found.config, policy) if found.config else None
-    page = Page(backend, processor, marker, policy, folder)
-    name = options.model or Path(checkpoint or options.base_url).name
-    return page, name, first_settings(found.folder if found else None)
+    name = model or Path(checkpoint or options.base_url).name
+    page = Page(name, backend, processor, marker, policy, folder)
+    return page, first_settings(found.folder if found else None)
 
 
 def main() -> None:
@@ -455,12 +544,14 @@ def main() -> None:
         os.environ["GRADIO_TEMP_DIR"] = name
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         try:
-            page, model, settings = open_page(options, Path(name))
+            check_options(options)
+            page, settings = open_page(options, Path(name))
+            other = open_page(options, Path(name), second=True)[0] if options.compare else None
         except (ValueError, OSError, ModuleNotFoundError, BackendError) as error:
             sys.exit(f"web_demo_mm.py: {error}")
-        demo = build_demo(page, name=model, settings=settings, concurrency=options.concurrency)
+        demo = build_demo(page, settings=settings, other=other, concurrency=options.concurrency)
         demo.queue(max_size=options.queue_size)
-        with closing(page.backend):
+        with closing(page.backend), closing(other.backend) if other else nullcontext():
             launch(
                 demo, server_name=options.server_name, server_port=options.server_port, share=options.share,
                 inbrowser=options.inbrowser, max_file_size=f"{options.max_file_size}mb",

@@ -29,6 +29,7 @@ from qwen_vl_utils import MediaPolicy
 ROOT = Path(__file__).resolve().parents[1]
 SCENE = ROOT / "qwen-vl-finetune/demo/images/scene-05.png"
 CLIP = next((ROOT / "qwen-vl-finetune/demo/videos").glob("*.mp4"))
+NANO = ROOT / "models/qwen3-vl-nano"
 SETTINGS = ["", 0, 1, 50, 64, 0, 0, 0]
 CHROMIUM = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -37,6 +38,7 @@ CHROMIUM = [
 ]  # fmt: skip
 HOSTILE = "<img src=x onerror='window.broken=1'> <script>window.broken=2</script> "
 HOSTILE += "[a](javascript:window.broken=3) <|im_end|>"
+SPAN = '[{"start": 0.5, "end": 1.0, "label": "star moves"}]'
 BOX = '[{"bbox_2d": [0, 200, 300, 500], "label": "pentagon"}]'
 
 
@@ -51,7 +53,7 @@ def command(tmp_path_factory):
     """`python web_demo_mm.py` as a newcomer starts it: its address, and what it printed."""
     folder = tmp_path_factory.mktemp("demo")
     port, log = free_port(), folder / "log"
-    flags = ["--server-port", str(port), "--max-file-size", "1", "--concurrency", "4"]
+    flags = ["--server-port", str(port), "--max-file-size", "1", "--concurrency", "4", "--compare", str(NANO)]
     with log.open("w") as out:
         process = subprocess.Popen(
             [sys.executable, "web_demo_mm.py", *flags], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
@@ -117,6 +119,40 @@ def test_many_clients_at_once_get_their_own_answers(command):
     assert [together[number] for number in range(len(scenes))] == alone
 
 
+def test_two_checkpoints_are_asked_one_question(command):
+    message = {"text": "Describe the picture.", "files": [handle_file(str(SCENE))]}
+    left, left_numbers, right, right_numbers = Client(command[0], verbose=False).predict(
+        message, *SETTINGS, api_name="/compare"
+    )
+    assert [turn["role"] for turn in left] == ["user", "assistant"]
+    assert left[-1]["content"] == right[-1]["content"] and "pentagon" in str(left[-1]["content"])
+    assert "tokens/s" in left_numbers and "tokens/s" in right_numbers
+
+
+def test_an_upload_of_five_gigabytes_is_refused_before_it_is_sent(command):
+    host, port = command[0].removeprefix("http://").split(":")
+    head = "POST /gradio_api/upload HTTP/1.1\r\nHost: demo\r\nContent-Length: 5368709120\r\n"
+    head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+    head += 'Content-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n'
+    with socket.create_connection((host, int(port)), timeout=60) as upload:
+        upload.sendall(head.encode())
+        sent = 0
+        try:
+            while sent < 64 * 2**20:
+                upload.sendall(bytes(2**20))
+                sent += 2**20
+                upload.setblocking(False)
+                try:
+                    answer = upload.recv(4096)
+                    break
+                except BlockingIOError:
+                    upload.setblocking(True)
+        except (BrokenPipeError, ConnectionResetError):
+            answer = b"closed"
+    assert sent < 64 * 2**20, "64 MB were taken although 1 MB is the limit"
+    assert answer.startswith(b"HTTP/1.1 4") or answer == b"closed" or not answer
+
+
 def test_what_cannot_be_answered_is_said_in_the_chat(command, tmp_path):
     text = tmp_path / "text.jpg"
     text.write_text("no picture")
@@ -163,6 +199,7 @@ def test_a_typed_special_token_is_text(command):
         (["-c", "nowhere/at/all"], "no such folder"),
         (["--backend", "openai"], "--base-url is missing"),
         (["--auth", "me"], "USER:PASSWORD"),
+        (["--compare", "nowhere/at/all"], "no such folder"),
     ],
 )
 def test_the_command_says_what_is_wrong(flags, words):
@@ -177,7 +214,8 @@ class Scripted:
 
     concurrent = True
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
         self.seen: list = []
         self.closed = threading.Event()
 
@@ -192,7 +230,8 @@ class Scripted:
             while "endless" in asked:
                 yield TextDelta("more ")
                 time.sleep(0.02)
-            answer = BOX if "where" in asked else f"answer {len(self.seen)} to {asked}"
+            answer = f"{self.prefix}answer {len(self.seen)} to {asked}"
+            answer = BOX if "where" in asked else SPAN if "when" in asked else answer
             for word in re.findall(r"\s*\S+", answer):
                 text += word
                 yield TextDelta(word)
@@ -220,11 +259,12 @@ def page(tmp_path_factory):
 
         policy = MediaPolicy.strict(folders=[folder])
         processor = AutoProcessor.from_pretrained(demo.NANO)
-        backend = Scripted()
+        backend, marker = Scripted(), Marker(processor, "relative", policy)
         blocks = demo.build_demo(
-            demo.Page(backend, processor, Marker(processor, "relative", policy), policy, folder),
-            name="scripted", settings=demo.first_settings(demo.NANO),
-        )  # fmt: skip
+            demo.Page("scripted", backend, processor, marker, policy, folder),
+            other=demo.Page("second", Scripted("second "), processor, marker, policy, folder),
+            settings=demo.first_settings(demo.NANO),
+        )
         port = free_port()
         demo.launch(blocks, server_port=port, prevent_thread_lock=True, quiet=True)
         yield f"http://127.0.0.1:{port}", backend
@@ -276,6 +316,7 @@ def answered(tab, words: str) -> None:
 
 
 def shot(tab, name: str) -> None:
+    tab.wait_for_function("[...document.images].every(image => image.complete)")
     folder = ROOT / "output/web-demo"
     folder.mkdir(parents=True, exist_ok=True)
     tab.screenshot(path=str(folder / f"{name}.png"))
@@ -288,6 +329,41 @@ def test_a_picture_is_asked_about_and_its_places_are_drawn(window):
     expect(window, "0, 26, 38, 64")
     assert "tokens/s" in window.inner_text("#numbers")
     shot(window, "places")
+
+
+def test_times_are_marked_on_the_video(window):
+    send(window, "when does it move", CLIP)
+    expect(window, "star moves")
+    window.wait_for_function("document.querySelectorAll('#chat img').length >= 1")
+    expect(window, "to [s]")
+    shot(window, "times")
+
+
+def ask_both(tab, text: str) -> None:
+    tab.get_by_text("Ask both checkpoints one question").click()
+    tab.set_input_files("#both input[type=file]", str(SCENE))
+    tab.wait_for_selector("#both .thumbnail-item, #both img")
+    tab.fill("#both textarea", text)
+    tab.press("#both textarea", "Enter")
+
+
+def test_two_checkpoints_answer_side_by_side(window):
+    ask_both(window, "what is it")
+    for side, words in ("#side-0", "answer"), ("#side-1", "second answer"):
+        window.locator(side).get_by_text(re.compile(f"^{words} [0-9]+ to what is it")).wait_for()
+        window.locator(side).get_by_text("what is it", exact=True).wait_for()
+        assert window.locator(f"{side} img").count()
+    window.locator("#compare .numbers", has_text="tokens/s").nth(1).wait_for()
+    window.locator("#compare .numbers").last.scroll_into_view_if_needed()
+    shot(window, "compare")
+
+
+def test_a_comparison_is_stopped_on_both_sides(window, page):
+    page[1].closed.clear()
+    ask_both(window, "endless")
+    window.wait_for_function("document.querySelector('#side-1').innerText.includes('more more')")
+    window.click("#both .stop-button, #both button[aria-label*=top]")
+    assert page[1].closed.wait(20), "the generation went on"
 
 
 def test_thoughts_stand_apart(window):
@@ -382,7 +458,7 @@ def test_text_of_users_and_models_is_inert(window, page):
     assert window.evaluate("window.broken") is None
     assert not window.locator("#chat a[href^=javascript]").count()
     [item] = page[1].seen[-1][-1]["content"]
-    tokenizer = AutoProcessor.from_pretrained(ROOT / "models/qwen3-vl-nano").tokenizer
+    tokenizer = AutoProcessor.from_pretrained(NANO).tokenizer
     ids = tokenizer(item["text"], add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in ids
 

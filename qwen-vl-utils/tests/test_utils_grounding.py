@@ -27,6 +27,7 @@ from qwen_vl_utils.grounding import (
     coordinates_of,
     corners,
     draw_places,
+    draw_spans,
     from_resized,
     loose_json,
     parse_boxes,
@@ -708,3 +709,39 @@ assert grounding.to_pixels(box, height=10, width=20).xyxy == (0, 0, 10, 10)
 def test_everything_public_is_exported():
     assert sorted(grounding.__all__) == sorted(set(grounding.__all__))
     assert all(hasattr(grounding, name) for name in grounding.__all__)
+
+
+FRAMES = [Image.new("RGB", (40, 30), (shade, shade, shade)) for shade in (60, 90, 120, 150)]
+
+
+def test_spans_are_bars_on_a_line_of_time_and_frame_the_frames_within():
+    spans = [
+        Span(start=1, end=2, label="a"),
+        Span(start=2.5, end=4, label="b"),
+        Span(start=0, end=0.5, label="a"),
+    ]
+    pixels = np.asarray(draw_spans(FRAMES, [0, 1, 2, 3], spans, duration=4))
+    colours = [ImageColor.getrgb(PALETTE[number]) for number in (0, 1, 0)]
+    assert pixels.shape[1] == 160 and pixels.shape[0] > 30
+    for number, (span, colour) in enumerate(zip(spans, colours, strict=True)):
+        row = pixels[30 + 16 * (number + 1) + 13]  # Below the letters.
+        bar = np.flatnonzero((row == colour).all(1))
+        assert bar[0] == pytest.approx(span.start * 40, abs=1.5)
+        assert bar[-1] == pytest.approx(span.end * 40, abs=1.5)
+    framed = [tuple(pixels[0, 40 * place + 20]) for place in range(4)]
+    assert framed == [colours[0], colours[0], colours[0], colours[1]]
+    assert (pixels[15, 20:160:40] == [[shade] * 3 for shade in (60, 90, 120, 150)]).all()
+
+
+def test_a_span_outside_the_video_is_drawn_at_its_edge():
+    drawn = draw_spans(FRAMES, [0, 1, 2, 3], [Span(start=50, end=90, label="late")], duration=4)
+    assert drawn.size[0] == 160 and (np.asarray(drawn)[-3] == RED).all(1).any()
+
+
+@pytest.mark.parametrize(
+    ("frames", "seconds", "duration", "words"),
+    [([], [], 4, "0 frames"), (FRAMES, [0], 4, "4 frames with 1"), (FRAMES, [0, 1, 2, 3], 0, "duration=0")],
+)
+def test_what_is_no_video_is_refused(frames, seconds, duration, words):
+    with pytest.raises(ValueError, match=words):
+        draw_spans(frames, seconds, [], duration=duration)

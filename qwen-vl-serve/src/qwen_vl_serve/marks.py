@@ -1,24 +1,27 @@
-"""What an answer says about places, drawn on the picture that was asked about.
+"""What an answer says about places and times, drawn on the picture or video that was asked about.
 
 answer + picture --parse_places--> boxes, points, cuboids --to_original--> drawn picture, rows of pixels
-answer + video   --parse_spans---> rows of seconds
+answer + video   --parse_spans---> frames over a line of time, rows of seconds
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from PIL import Image, ImageOps
 
-from qwen_vl_utils import MediaPolicy, measure_media
+from qwen_vl_utils import MediaPolicy, fetch_video, measure_media
 from qwen_vl_utils.grounding import (
     Box,
     Box3D,
     Coordinates,
+    Span,
     coordinates_of,
     draw_places,
+    draw_spans,
     parse_html,
     parse_places,
     parse_spans,
@@ -26,13 +29,15 @@ from qwen_vl_utils.grounding import (
 )
 
 Cells = tuple[str, ...]
+FRAMES = 8
+FRAME_PIXELS = 160 * 120
 
 
 @dataclass(frozen=True)
 class Marks:
-    """``picture`` with the places on it, None for a video; ``rows`` of a table under ``header``."""
+    """``picture``: the places on it, or frames over a line of time; ``rows`` of a table under ``header``."""
 
-    picture: Image.Image | None
+    picture: Image.Image
     header: Cells
     rows: list[Cells] = field(default_factory=list)
 
@@ -59,7 +64,7 @@ class Marker:
         if item["type"] == "video":
             spans = parse_spans(answer).items
             rows = [(span.label, f"{span.start:g}", f"{span.end:g}") for span in spans]
-            return Marks(None, ("what", "from [s]", "to [s]"), rows) if rows else None
+            return Marks(self._timeline(item, spans), ("what", "from [s]", "to [s]"), rows) if rows else None
         places: list[Any] = [*parse_places(answer).items]
         places += [element.box for element in parse_html(answer).items]
         if not places:
@@ -75,6 +80,14 @@ class Marker:
         with Image.open(self.policy.check_path(item["image"], item["image"])) as opened:
             upright = ImageOps.exif_transpose(opened).convert("RGB")
         return Marks(draw_places(upright, places), ("what", "where [pixels]"), rows)
+
+    def _timeline(self, item: Mapping[str, Any], spans: Iterable[Span]) -> Image.Image:
+        """The spans on frames spread over the whole video."""
+        asked = {"video": item["video"], "nframes": FRAMES, "max_pixels": FRAME_PIXELS}
+        pixels, about = fetch_video(asked, return_video_metadata=True, dtype=torch.uint8, policy=self.policy)
+        frames = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in pixels]
+        seconds = [index / about["fps"] for index in about["frames_indices"]]
+        return draw_spans(frames, seconds, spans, duration=about["total_num_frames"] / about["fps"])
 
     def _on_picture(self, place: Any, size: Any) -> Any:
         height, width = size.natural

@@ -23,7 +23,7 @@ from .convert import (
     to_relative,
     to_resized,
 )
-from .draw import Camera, corners, draw_places, projected_edges
+from .draw import Camera, corners, draw_places, draw_spans, projected_edges
 from .parse import (
     parse_boxes,
     parse_boxes_3d,
@@ -52,6 +52,7 @@ __all__ = [
     "coordinates_of",
     "corners",
     "draw_places",
+    "draw_spans",
     "from_resized",
     "parse_boxes",
     "parse_boxes_3d",

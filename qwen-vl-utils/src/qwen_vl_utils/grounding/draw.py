@@ -1,7 +1,8 @@
-"""Places drawn on a picture, and cuboids projected onto it.
+"""Places drawn on a picture, spans of time along a video, and cuboids projected onto it.
 
 Box3D --corners--> 8 points in metres --edges, cut before the camera--> segments --Camera.project--> pixels
 picture, places in its pixels --draw_places--> a new RGB picture of the same size
+frames, spans of time         --draw_spans---> one picture: the frames in a row over a line of time
 """
 
 import math
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .places import Box, Box3D, Point
+from .places import Box, Box3D, Point, Span
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
@@ -163,6 +164,57 @@ def draw_places(
         if place.label and anchor:
             brush.label(place.label, anchor, colour)
     return drawn
+
+
+def draw_spans(
+    frames: "Sequence[Image.Image]",
+    seconds: Sequence[float],
+    spans: Iterable[Span],
+    *,
+    duration: float,
+    palette: Sequence[str] = PALETTE,
+) -> "Image.Image":
+    """A new RGB picture: `frames` side by side, each framed in the colours of the spans it lies in, and below
+    them a line of time from 0 to `duration` [s] with a bar for each span.
+
+    `seconds` is when each frame is shown. Spans with one label share a colour. Raises ValueError for no
+    frames, as many times as frames, or a duration that is not positive.
+    """
+    if not frames or len(frames) != len(seconds):
+        raise ValueError(
+            f"{len(frames)} frames with {len(seconds)} times: give at least one, as many of each"
+        )
+    if duration <= 0:
+        raise ValueError(f"duration={duration} must be positive")
+    from PIL import Image, ImageDraw
+
+    wide, high = frames[0].size
+    marks = [(span, palette[number % len(palette)]) for span, number in _numbered(spans)]
+    row = max(16, high // 6)
+    strip = Image.new("RGB", (wide * len(frames), high + row * (len(marks) + 1)), "white")
+    brush = _Brush(strip, ImageDraw.Draw(strip), None)
+    for place, (frame, second) in enumerate(zip(frames, seconds, strict=True)):
+        strip.paste(frame.convert("RGB").resize((wide, high)), (place * wide, 0))
+        inside = [colour for span, colour in marks if span.start <= second <= span.end]
+        for depth, colour in enumerate(inside):
+            edge = depth * 2 * brush.line
+            corners = (place * wide + edge, edge, (place + 1) * wide - 1 - edge, high - 1 - edge)
+            if corners[0] < corners[2] and corners[1] < corners[3]:
+                brush.draw.rectangle(corners, outline=colour, width=2 * brush.line)
+        brush.draw.text((place * wide + 2, high), f"{second:.1f} s", fill="black", font=brush.font)
+    scale = (strip.width - 1) / duration
+    for number, (span, colour) in enumerate(marks):
+        top = high + row * (number + 1)
+        left, right = (min(max(edge, 0.0), duration) * scale for edge in (span.start, span.end))
+        brush.draw.rectangle((left, top + 1, max(right, left + 2), top + row - 2), fill=colour)
+        brush.label(span.label or f"{span.start:g} to {span.end:g} s", (left, top + row), colour)
+    return strip
+
+
+def _numbered(spans: Iterable[Span]) -> list[tuple[Span, int]]:
+    """Each span with the number of its label, in the order in which labels come."""
+    labels: dict[str, int] = {}
+    return [(span, labels.setdefault(span.label, len(labels))) for span in spans]
 
 
 class _Brush:
