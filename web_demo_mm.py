@@ -39,6 +39,7 @@ from qwen_vl_serve.chat import Limits, Turn, to_messages, training_row
 from qwen_vl_serve.checkpoint import find_checkpoint
 from qwen_vl_serve.marks import Marker, Marks
 from qwen_vl_utils import MediaPolicy, count_tokens, fetch_image
+from qwen_vl_utils.grounding import parse_html
 
 ROOT = Path(__file__).resolve().parent
 NANO = ROOT / "models/qwen3-vl-nano"
@@ -94,6 +95,9 @@ MATHS: list[dict[str, str | bool]] = [
     {"left": "$$", "right": "$$", "display": True},
     {"left": "\\(", "right": "\\)", "display": False},
 ]
+# HTML that somebody typed, or an answer holds, loads no picture and no video from elsewhere.
+SOURCES = "'self' data: blob:"
+HEAD = f'<meta http-equiv="Content-Security-Policy" content="img-src {SOURCES}; media-src {SOURCES}">'
 # The button "Share" posts to a site of Gradio's maker and does nothing elsewhere.
 STYLE = """
 footer, button[aria-label="Share"] {display: none !important}
@@ -216,14 +220,17 @@ class Page:
             yield [*said, _note("Not answered", str(error))], ""
 
     def _drawn(self, text: str, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The picture or video last asked about with what the answer names on it, and a table."""
+        """The document that the answer spells out, a table of what it names in the picture or video last
+        asked about, and that with the places on it.
+        """
         items = [item for message in messages if message["role"] == "user" for item in message["content"]]
         media = [item for item in items if item["type"] != "text"]
         marks = self.marker.mark(text, media[-1]) if self.marker and media else None
+        document = _document(text)
         if marks is None:
-            return []
+            return document
         table = _note("Places", _table(marks))
-        return [table, {"role": "assistant", "content": {"path": self._keep(marks.picture)}}]
+        return [*document, table, {"role": "assistant", "content": {"path": self._keep(marks.picture)}}]
 
     def _keep(self, picture: Image.Image) -> str:
         handle, name = tempfile.mkstemp(suffix=".png", dir=self.folder)
@@ -338,6 +345,13 @@ def _note(title: str, text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text, "metadata": {"title": title}}
 
 
+def _document(answer: str) -> list[dict[str, Any]]:
+    """QwenVL HTML that the answer shows as code, as the document that it stands for; the page cleans it."""
+    if "```html" not in answer or not parse_html(answer).items:
+        return []
+    return [_note("Document", answer.replace("```html", "").replace("```", ""))]
+
+
 def _table(marks: Marks) -> str:
     lines = [marks.header, ("---",) * len(marks.header), *marks.rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -376,6 +390,7 @@ def build_demo(
     )  # fmt: skip
     with demo:
         numbers.render()
+        count = gr.Markdown(elem_classes="numbers", elem_id="count")
         if other is not None:
             _comparison([page, other], text, controls, concurrency)
         with gr.Accordion(text("add"), open=False), gr.Row():
@@ -388,7 +403,7 @@ def build_demo(
             as_row = gr.Button(text("as_row"), elem_id="as-row")
             file = gr.File(label=text("file"), elem_id="exported")
         hidden = partial(partial, show_progress="hidden", api_visibility="private")
-        hidden(box.change)(page.count, [box, chat, *controls], numbers, trigger_mode="always_last")
+        hidden(box.change)(page.count, [box, chat, *controls], count, trigger_mode="always_last")
         # Not by ChatInterface(editable=True), which asks the new text without the files of the turn.
         hidden(chat.edit)(_edited, [demo.chatbot_state], [chat, demo.chatbot_state, box])
         hidden(camera.input)(_with_picture, [camera, box], box)
@@ -412,7 +427,7 @@ def _comparison(pages: Sequence[Page], text: gr.I18n, controls: Sequence[Any], c
                 with gr.Column(min_width=280):
                     outputs += [
                         gr.Chatbot(
-                            label=page.name, allow_tags=False, latex_delimiters=MATHS, height=360,
+                            label=page.name, allow_tags=False, buttons=["copy"], latex_delimiters=MATHS, height=360,
                             elem_id=f"side-{place}",
                         ),
                         gr.Markdown(elem_classes="numbers"),
@@ -442,7 +457,7 @@ def _controls(settings: Settings, text: gr.I18n) -> list[Any]:
 
 def launch(demo: gr.Blocks, **options: Any) -> None:
     """Serve the page with its words and its looks; `options` are those of gr.Blocks.launch."""
-    demo.launch(i18n=gr.I18n(**WORDS), css=STYLE, footer_links=[], **options)
+    demo.launch(i18n=gr.I18n(**WORDS), css=STYLE, head=HEAD, footer_links=[], **options)
 
 
 def first_settings(folder: Path | None) -> Settings:

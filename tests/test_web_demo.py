@@ -39,6 +39,16 @@ CHROMIUM = [
 HOSTILE = "<img src=x onerror='window.broken=1'> <script>window.broken=2</script> "
 HOSTILE += "[a](javascript:window.broken=3) <|im_end|>"
 SPAN = '[{"start": 0.5, "end": 1.0, "label": "star moves"}]'
+# Whether the page may load a picture from elsewhere; that it is offline here doesn't matter.
+LOADS = """new Promise(done => {
+  document.addEventListener('securitypolicyviolation', () => done('refused'));
+  const image = new Image(); image.onload = image.onerror = () => setTimeout(() => done('tried'), 500);
+  image.src = 'https://example.com/y.png'; document.body.append(image);
+})"""
+PAPER = """<html><body><h2 data-bbox="0 0 900 90" onclick="window.broken=4">Report</h2>
+<table data-bbox="0 100 900 500"><tr><td>cell one</td></tr></table>
+<img src="https://example.com/x.png" data-bbox="0 500 900 900">
+<script>window.broken=5</script></body></html>"""
 BOX = '[{"bbox_2d": [0, 200, 300, 500], "label": "pentagon"}]'
 
 
@@ -231,7 +241,8 @@ class Scripted:
                 yield TextDelta("more ")
                 time.sleep(0.02)
             answer = f"{self.prefix}answer {len(self.seen)} to {asked}"
-            answer = BOX if "where" in asked else SPAN if "when" in asked else answer
+            scripted = {"where": BOX, "when": SPAN, "read": PAPER, "code": f"```html\n{PAPER}\n```"}
+            answer = next((said for word, said in scripted.items() if word in asked), answer)
             for word in re.findall(r"\s*\S+", answer):
                 text += word
                 yield TextDelta(word)
@@ -327,8 +338,18 @@ def test_a_picture_is_asked_about_and_its_places_are_drawn(window):
     expect(window, "pentagon")
     window.wait_for_function("document.querySelectorAll('#chat img').length >= 2")
     expect(window, "0, 26, 38, 64")
-    assert "tokens/s" in window.inner_text("#numbers")
+    window.locator("#numbers", has_text="tokens/s").wait_for()
     shot(window, "places")
+
+
+def test_the_prompt_is_counted_before_it_is_sent(window):
+    window.fill("#question textarea", "how long is this")
+    window.locator("#count", has_text=re.compile(r"prompt \d+ tokens")).wait_for()
+    alone = int(window.inner_text("#count").split()[1])
+    window.set_input_files("#question input[type=file]", str(SCENE))
+    window.wait_for_function(
+        "alone => parseInt(document.querySelector('#count').innerText.split(' ')[1]) > alone + 10", arg=alone
+    )
 
 
 def test_times_are_marked_on_the_video(window):
@@ -337,6 +358,23 @@ def test_times_are_marked_on_the_video(window):
     window.wait_for_function("document.querySelectorAll('#chat img').length >= 1")
     expect(window, "to [s]")
     shot(window, "times")
+
+
+@pytest.mark.parametrize("question", ["read the page", "code of the page"])
+def test_a_document_is_shown_as_one_and_nothing_in_it_runs_or_loads(window, question):
+    responses: list[str] = []
+    window.on("response", lambda response: responses.append(response.url))
+    send(window, question, SCENE)
+    answered(window, "Places")
+    if "code" in question:
+        assert "data-bbox" in window.inner_text("#chat code")
+        window.get_by_text("Document", exact=True).click()
+    window.locator("#chat h2", has_text="Report").wait_for()
+    window.locator("#chat td", has_text="cell one").wait_for()
+    assert window.evaluate("window.broken") is None
+    assert not [url for url in responses if "example.com" in url]
+    assert window.evaluate(LOADS) == "refused"
+    shot(window, "document")
 
 
 def ask_both(tab, text: str) -> None:
