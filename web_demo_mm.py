@@ -427,8 +427,8 @@ def _comparison(pages: Sequence[Page], text: gr.I18n, controls: Sequence[Any], c
                 with gr.Column(min_width=280):
                     outputs += [
                         gr.Chatbot(
-                            label=page.name, allow_tags=False, buttons=["copy"], latex_delimiters=MATHS, height=360,
-                            elem_id=f"side-{place}",
+                            label=page.name, allow_tags=False, buttons=["copy"], latex_delimiters=MATHS,
+                            height=360, elem_id=f"side-{place}",
                         ),
                         gr.Markdown(elem_classes="numbers"),
                     ]  # fmt: skip
