@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
@@ -513,6 +514,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError("--auth: give USER:PASSWORD, with a colon between them")
     if options.backend == "openai" and not options.base_url:
         raise ValueError("--backend openai: --base-url is missing, such as http://127.0.0.1:8000/v1")
+    if options.mcp and find_spec("mcp") is None:
+        raise ValueError("--mcp: the package mcp is missing; install it with: pip install 'gradio[mcp]'")
 
 
 def open_page(options: argparse.Namespace, folder: Path, *, second: bool = False) -> tuple[Page, Settings]:

@@ -22,7 +22,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from transformers import AutoProcessor
 
-from qwen_vl_serve import Finished, ReasoningDelta, Reply, TextDelta
+from qwen_vl_serve import Finished, ReasoningDelta, Reply, Sampling, TextDelta
 from qwen_vl_serve.marks import Marker
 from qwen_vl_utils import MediaPolicy
 
@@ -210,6 +210,7 @@ def test_a_typed_special_token_is_text(command):
         (["--backend", "openai"], "--base-url is missing"),
         (["--auth", "me"], "USER:PASSWORD"),
         (["--compare", "nowhere/at/all"], "no such folder"),
+        (["--mcp"], "gradio[mcp]"),
     ],
 )
 def test_the_command_says_what_is_wrong(flags, words):
@@ -227,10 +228,12 @@ class Scripted:
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
         self.seen: list = []
+        self.sampled: list[Sampling] = []
         self.closed = threading.Event()
 
     def stream(self, messages, sampling, *, tools=()):
         self.seen.append(messages)
+        self.sampled.append(sampling)
         asked = messages[-1]["content"][-1]["text"]
         text = ""
         try:
@@ -340,6 +343,34 @@ def test_a_picture_is_asked_about_and_its_places_are_drawn(window):
     expect(window, "0, 26, 38, 64")
     window.locator("#numbers", has_text="tokens/s").wait_for()
     shot(window, "places")
+
+
+def test_every_setting_reaches_the_back_end(page):
+    client = Client(page[0], verbose=False)
+    ask(client, "sampled", SCENE, CLIP, settings=["be brief", 0.5, 0.9, 7, 33, 65536, 2, 6])
+    assert page[1].sampled[-1] == Sampling(temperature=0.5, top_p=0.9, top_k=7, max_new_tokens=33)
+    system, question = page[1].seen[-1]
+    assert system == {"role": "system", "content": "be brief"}
+    image, video, _ = question["content"]
+    assert image["max_pixels"] == video["max_pixels"] == 65536
+    assert (video["fps"], video["max_frames"]) == (2, 6)
+    ask(Client(page[0], verbose=False), "greedy", SCENE)
+    assert page[1].sampled[-1] == Sampling(temperature=0, max_new_tokens=64)
+    assert "max_pixels" not in page[1].seen[-1][-1]["content"][0]
+
+
+def test_settings_on_the_page_and_an_example_are_used(window, page):
+    window.get_by_text("Settings", exact=True).click()
+    window.get_by_label("System prompt").fill("say it twice")
+    window.get_by_label("number input for Most tokens of an answer").fill("77")
+    window.keyboard.press("Tab")
+    window.get_by_text("Where is the green cross?").click()
+    window.wait_for_selector("#question .thumbnail-item, #question img")
+    window.press("#question textarea", "Enter")
+    answered(window, "to Where is the green cross?")
+    assert page[1].seen[-1][0] == {"role": "system", "content": "say it twice"}
+    assert page[1].seen[-1][1]["content"][0]["type"] == "image"
+    assert page[1].sampled[-1].max_new_tokens == 77
 
 
 def test_the_prompt_is_counted_before_it_is_sent(window):
@@ -537,7 +568,15 @@ def test_a_chat_is_exported(window, tmp_path):
     send(window, "describe it", SCENE)
     expect(window, "to describe it")
     window.get_by_text("Export this chat").click()
+    window.click("#as-json")
+    with window.expect_download() as download:
+        window.click("#exported a[download], #exported .download a")
+    download.value.save_as(tmp_path / "chat.json")
+    chat = json.loads((tmp_path / "chat.json").read_text())
+    assert [turn["role"] for turn in chat["turns"]] == ["user", "assistant"]
+    assert (chat["turns"][0]["text"], chat["turns"][0]["files"]) == ("describe it", ["scene-05.png"])
     window.click("#as-row")
+    window.locator("#exported", has_text="training").wait_for()
     with window.expect_download() as download:
         window.click("#exported a[download], #exported .download a")
     download.value.save_as(tmp_path / "row.json")
