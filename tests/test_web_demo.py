@@ -361,7 +361,7 @@ def test_every_setting_reaches_the_back_end(page):
 
 def test_settings_on_the_page_and_an_example_are_used(window, page):
     window.get_by_text("Settings", exact=True).click()
-    window.get_by_label("System prompt").fill("say it twice")
+    window.get_by_label("System prompt").press_sequentially("say it twice", delay=30)
     window.get_by_label("number input for Most tokens of an answer").fill("77")
     window.keyboard.press("Tab")
     window.get_by_text("Where is the green cross?").click()
@@ -513,6 +513,9 @@ def test_the_camera_gives_a_picture(browser, page):
     tab.wait_for_selector("#question textarea")
     tab.get_by_text("A picture from the camera or by address").click()
     tab.get_by_text("Click to Access Webcam").click()
+    tab.wait_for_function(
+        "[...document.querySelectorAll('#camera video')].some(video => video.videoWidth > 0)"
+    )
     tab.get_by_label("capture photo").click()
     tab.wait_for_selector("#question .thumbnail-item, #question img")
     send(tab, "from the camera")
