@@ -3,6 +3,7 @@
 What the small model would rarely say (thoughts, boxes, an answer without end) a scripted back end says.
 """
 
+import base64
 import json
 import os
 import re
@@ -446,8 +447,10 @@ def test_a_stream_is_seen_and_stopped(window, page):
     page[1].closed.clear()
     send(window, "endless")
     expect(window, "more more more")
+    shot(window, "stream")
     window.click("#question .stop-button, #question button[aria-label*=top]")
     assert page[1].closed.wait(20), "the generation went on"
+    shot(window, "stopped")
 
 
 def test_a_closed_window_stops_the_generation(browser, page):
@@ -468,6 +471,7 @@ def test_the_history_survives_a_reload(window):
     window.reload()
     window.get_by_text("remember me").first.click()
     expect(window, "to remember me")
+    shot(window, "history")
 
 
 def test_a_turn_is_answered_again_and_the_chat_cleared(window, page):
@@ -479,6 +483,7 @@ def test_a_turn_is_answered_again_and_the_chat_cleared(window, page):
     send(window, "second question")
     answered(window, "to second question")
     assert [turn["role"] for turn in page[1].seen[-1]] == ["user", "assistant", "user"]
+    shot(window, "again")
     window.get_by_text("New chat").click()
     window.wait_for_function("!document.querySelector('#chat').innerText.includes('question')")
 
@@ -492,6 +497,7 @@ def test_a_turn_is_edited_and_answered_anew(window, page):
     window.wait_for_selector("#question .thumbnail-item, #question img")
     window.press("#question textarea", "Enter")
     answered(window, "to asked right")
+    shot(window, "edited")
     [turn] = page[1].seen[-1]
     assert [item["type"] for item in turn["content"]] == ["image", "text"]
     window.get_by_role("button", name="Undo").click()
@@ -504,6 +510,27 @@ def test_an_address_that_the_policy_refuses_is_said(window):
         window.fill("#address textarea, #address input", address)
         window.click("#fetch")
         window.get_by_text(words).last.wait_for()
+
+
+# A file as a clipboard or a drag brings it to an element.
+BRINGS = """([event, name, base64]) => {
+  const bytes = Uint8Array.from(atob(base64), letter => letter.charCodeAt(0));
+  const data = new DataTransfer();
+  data.items.add(new File([bytes], name, {type: 'image/png'}));
+  const target = document.querySelector('#question textarea');
+  const options = {bubbles: true, cancelable: true, clipboardData: data, dataTransfer: data};
+  target.dispatchEvent(event == 'paste' ? new ClipboardEvent(event, options) : new DragEvent(event, options));
+}"""
+
+
+@pytest.mark.parametrize("event", ["paste", "drop"])
+def test_a_picture_is_pasted_and_dropped(window, page, event):
+    picture = base64.b64encode(SCENE.read_bytes()).decode()
+    window.evaluate(BRINGS, [event, "brought.png", picture])
+    window.wait_for_selector("#question .thumbnail-item, #question img")
+    send(window, "what came along")
+    answered(window, "to what came along")
+    assert [item["type"] for item in page[1].seen[-1][-1]["content"]] == ["image", "text"]
 
 
 def test_the_camera_gives_a_picture(browser, page):
@@ -543,6 +570,7 @@ def test_two_windows_keep_apart(window, browser, page):
     other.goto(page[0])
     other.wait_for_selector("#question textarea")
     assert "mine alone" not in other.content()
+    shot(other, "first-page")
     context.close()
 
 
