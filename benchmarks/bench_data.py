@@ -12,22 +12,19 @@ where --output says.
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from preprocess_media import photo
+from provenance import provenance
 from transformers import AutoModelForImageTextToText, HfArgumentParser
 
 from qwenvl.data.data_processor import make_supervised_data_module
@@ -144,21 +141,6 @@ def seconds(side: Ours | Plain, batches: list[range]) -> float:
     return time.perf_counter() - began
 
 
-def provenance() -> dict[str, Any]:
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": {"hash": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))},
-        "hardware": {"cpu": cpus[0].partition(":")[2].strip() if cpus else platform.processor(),
-                     "cores": os.cpu_count(), "load_at_start": os.getloadavg()[0]},
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "torchvision", "transformers", "pillow")},
-    }  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -168,9 +150,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/data.json")
     options = parser.parse_args()
     rounds, count = (2, 16) if options.quick else (options.rounds, 96)
+    result = provenance("torch", "torchvision", "transformers", "pillow")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
-    result = provenance()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         flags = ["--model_name_or_path", str(MODEL), "--dataset_config", str(write_rows(folder, count))]

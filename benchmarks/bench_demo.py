@@ -12,10 +12,7 @@ page, median. Results go to benchmarks/results/demo.json; with --quick only wher
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import secrets
 import socket
 import statistics
@@ -27,12 +24,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import httpx
 from gradio_client import Client, handle_file
+from provenance import provenance
 
 from qwen_vl_serve import Backend, Finished, Sampling, TextDelta, open_backend
 from qwen_vl_serve.launch import running_server
@@ -172,20 +169,6 @@ def measure(asks: dict[str, Ask], rounds: int, questions: int) -> dict[str, list
     return seconds
 
 
-def provenance() -> dict[str, Any]:
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": {"hash": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))},
-        "hardware": {"cpu": cpus[0].partition(":")[2].strip() if cpus else platform.processor(),
-                     "cores": len(os.sched_getaffinity(0)), "load_at_start": os.getloadavg()[0]},
-        "versions": {"python": platform.python_version(), "gradio": version("gradio"), "vllm": "0.32.0"},
-    }  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -195,7 +178,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/demo.json")
     options = parser.parse_args()
     rounds, questions = (2, 4) if options.quick else (options.rounds, 16)
-    result = provenance() | {"rounds": rounds, "questions": questions, "goal_seconds_more": GOAL}
+    result = provenance("gradio", vllm="0.32.0") | {
+        "rounds": rounds,
+        "questions": questions,
+        "goal_seconds_more": GOAL,
+    }
     policy = MediaPolicy.strict(folders=[SCENES[0].parent])
     with (
         running_server(MODEL) as url,

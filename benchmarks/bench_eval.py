@@ -15,16 +15,13 @@ Results go to benchmarks/results/eval.json; with --quick only where --output say
 import argparse
 import asyncio
 import base64
-import datetime
 import hashlib
 import io
 import json
 import multiprocessing
 import os
-import platform
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,12 +30,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import openai
 from PIL import Image
+from provenance import provenance
 
 from qwen_vl_serve import Reply, Sampling, open_backend
 from qwenvl_eval import Dataset, Predictions, Run, Sample, Store, infer
@@ -318,21 +315,6 @@ def measure_memory(count: int, url: str) -> dict[str, Any]:
 # ---- the report
 
 
-def provenance() -> dict[str, Any]:
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    packages = ("openai", "qwenvl-eval", "qwen-vl-serve", "qwen-vl-utils")
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": {"hash": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))},
-        "hardware": {"cpu": cpus[0].partition(":")[2].strip() if cpus else platform.processor(),
-                     "cores": len(os.sched_getaffinity(0)), "load_at_start": os.getloadavg()[0]},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-    }  # fmt: skip
-
-
 def tell_throughput(report: dict[str, Any]) -> None:
     print(f"throughput: {report['requests']} requests a round, {AT_ONCE} at once, all answers equal")
     for name in ("bare", "runner"):
@@ -363,7 +345,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/eval.json")
     options = parser.parse_args()
     rounds, requests, many = (2, 192, 3_000) if options.quick else (options.rounds, 1_024, 100_000)
-    result: dict[str, Any] = provenance()
+    result: dict[str, Any] = provenance("openai", "qwenvl-eval", "qwen-vl-serve", "qwen-vl-utils")
     result |= {"rounds": rounds, "goal_share_of_bare": GOAL_SHARE, "goal_growth_mib": GOAL_MIB}
     with tempfile.TemporaryDirectory() as name:
         result["throughput"] = throughput(requests, rounds, Path(name))

@@ -11,20 +11,17 @@ Goals: the tighter budget 98 % full; under 10 s on one core. Results go to bench
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from provenance import provenance
 
 from qwenvl.data.packing import plan_packs
 
@@ -94,20 +91,6 @@ def case(count: int, rounds: int, budgets: tuple[int, int | None]) -> dict[str, 
     return report
 
 
-def provenance() -> dict[str, Any]:
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": {"hash": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))},
-        "hardware": {"cpu": cpus[0].partition(":")[2].strip() if cpus else platform.processor(),
-                     "cores": len(os.sched_getaffinity(0)), "load_at_start": os.getloadavg()[0]},
-        "versions": {"python": platform.python_version(), "numpy": version("numpy")},
-    }  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -118,7 +101,7 @@ def main() -> None:
     options = parser.parse_args()
     rounds, count = (1, 50_000) if options.quick else (options.rounds, 1_000_000)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    result = provenance() | {"rounds": rounds, "cases": []}
+    result = provenance("numpy") | {"rounds": rounds, "cases": []}
     for budgets in BUDGETS:
         report = case(count, rounds, budgets)
         result["cases"].append(report)

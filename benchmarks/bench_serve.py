@@ -13,11 +13,9 @@ asynchronous client. Results go to benchmarks/results/serve.json; with --quick o
 import argparse
 import asyncio
 import base64
-import datetime
 import io
 import json
 import os
-import platform
 import socket
 import ssl
 import statistics
@@ -29,12 +27,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import openai
 from PIL import Image, ImageDraw
+from provenance import provenance
 
 from qwen_vl_serve import Finished, Sampling, open_backend
 from qwen_vl_serve.launch import running_server
@@ -304,22 +302,6 @@ def tell(name: str, report: dict[str, Any], goal: str = "") -> None:
         )
 
 
-def provenance() -> dict[str, Any]:
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    nginx = subprocess.run(["/usr/sbin/nginx", "-v"], capture_output=True, text=True).stderr.strip()
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": {"hash": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))},
-        "hardware": {"cpu": cpus[0].partition(":")[2].strip() if cpus else platform.processor(),
-                     "cores": len(os.sched_getaffinity(0)), "load_at_start": os.getloadavg()[0]},
-        "versions": {"python": platform.python_version(), "openai": version("openai"), "vllm": "0.32.0",
-                     "nginx": nginx.rpartition("/")[2]},
-    }  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -333,7 +315,9 @@ def main() -> None:
     if options.stub:
         asyncio.run(_serve_stub(options.stub))
     rounds, many, at_once = (2, 24, 8) if options.quick else (options.rounds, 192, 16)
-    result: dict[str, Any] = provenance() | {"rounds": rounds, "at_once": at_once, "goal_times_bare": GOAL}
+    nginx = subprocess.run(["/usr/sbin/nginx", "-v"], capture_output=True, text=True).stderr.strip()
+    origin = provenance("openai", vllm="0.32.0", nginx=nginx.rpartition("/")[2])
+    result: dict[str, Any] = origin | {"rounds": rounds, "at_once": at_once, "goal_times_bare": GOAL}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         url = stack.enter_context(running_stub())

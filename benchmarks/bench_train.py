@@ -17,27 +17,23 @@ benchmarks/results/train.json; with --quick only where --output says.
 """
 
 import argparse
-import datetime
 import io
 import json
 import logging
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from provenance import provenance
 from transformers import AutoModelForImageTextToText, HfArgumentParser, Trainer
 from transformers import TrainingArguments as PlainArguments
 
@@ -192,21 +188,6 @@ def seconds(side: Side) -> float:
         return time.perf_counter() - began
 
 
-def provenance() -> dict[str, Any]:
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": {"hash": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))},
-        "hardware": {"cpu": cpus[0].partition(":")[2].strip() if cpus else platform.processor(),
-                     "cores": len(os.sched_getaffinity(0)), "load_at_start": os.getloadavg()[0]},
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "transformers", "accelerate")},
-    }  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -217,7 +198,7 @@ def main() -> None:
     options = parser.parse_args()
     rounds, count = (2, 32) if options.quick else (options.rounds, 256)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    result = provenance()
+    result = provenance("torch", "transformers", "accelerate")
     with tempfile.TemporaryDirectory() as name:
         ways = sides(Path(name), count)
         losses = {way: side.loss for way, side in ways.items()}

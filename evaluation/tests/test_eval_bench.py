@@ -15,7 +15,9 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks/bench_eval.py"
 def bench():
     spec = importlib.util.spec_from_file_location("bench_eval", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))  # as when it runs as a script
+        spec.loader.exec_module(module)
     return module
 
 

@@ -86,8 +86,8 @@ class Marker:
         asked = {"video": item["video"], "nframes": FRAMES, "max_pixels": FRAME_PIXELS}
         pixels, about = fetch_video(asked, return_video_metadata=True, dtype=torch.uint8, policy=self.policy)
         frames = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in pixels]
-        seconds = [index / about["fps"] for index in about["frames_indices"]]
-        return draw_spans(frames, seconds, spans, duration=about["total_num_frames"] / about["fps"])
+        duration = about["total_num_frames"] / about["fps"]
+        return draw_spans(frames, about.timestamps, spans, duration=duration)
 
     def _on_picture(self, place: Any, size: Any) -> Any:
         height, width = size.natural
