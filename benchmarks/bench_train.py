@@ -37,11 +37,12 @@ from provenance import provenance
 from transformers import AutoModelForImageTextToText, HfArgumentParser, Trainer
 from transformers import TrainingArguments as PlainArguments
 
+from qwen_vl_utils import scale_pixels
 from qwenvl.data.collators import FlattenedCollator, PaddedCollator
 from qwenvl.data.packing import join, plan_packs
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.train_qwen import build_trainer
-from qwenvl.train.trainer import count_loss_tokens, token_losses
+from qwenvl.train.trainer import count_loss_tokens
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models/qwen3-vl-nano"
@@ -104,7 +105,7 @@ def ours(folder: Path, data: Path, items: list[Item], collator: Any, *flags: str
     trainer = make()
     batches = [collator(items[at : at + size]) for at in range(0, len(items), size)]
     with torch.no_grad():
-        total = sum(float(token_losses(trainer.model, batch)[0].double().sum()) for batch in batches)
+        total = sum(float(trainer.loss_sums(batch)[0]) for batch in batches)
     return Side(make, len(batches), total / sum(int(count_loss_tokens(batch)) for batch in batches))
 
 
@@ -162,6 +163,7 @@ def sides(folder: Path, count: int) -> dict[str, Side]:
     dataset: Any = trainer.train_dataset
     items = [dataset[index] for index in range(len(dataset))]
     pad = PaddedCollator(trainer.processor.tokenizer.pad_token_id)
+    scaled = [scale_pixels(item, trainer.processor) for item in items]
     tokens = np.array([len(item["input_ids"]) for item in items])
     patches = np.array([len(item.get("pixel_values", ())) for item in items])
     budget = max(int(tokens.mean() * BATCH), int(tokens.max()))
@@ -169,8 +171,8 @@ def sides(folder: Path, count: int) -> dict[str, Side]:
         join([items[index] for index in pack]) for pack in plan_packs(tokens, patches, budget, None, seed=0)
     ]
     return {
-        "plain": plain(folder, items, pad, "random"),
-        "grouped": plain(folder, items, pad, "group_by_length"),
+        "plain": plain(folder, scaled, pad, "random"),
+        "grouped": plain(folder, scaled, pad, "group_by_length"),
         "padded": ours(folder, data, items, pad),
         "flattened": ours(folder, data, items, FlattenedCollator(), "--data_flatten", "True"),
         "packed": ours(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torchvision.transforms.v2 import functional
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
@@ -21,7 +22,7 @@ from transformers import (
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
-from qwen_vl_utils import MediaError, fetch_image, processor_inputs, vision_process
+from qwen_vl_utils import MediaError, fetch_image, processor_inputs, scale_pixels, vision_process
 from qwen_vl_utils.inputs import _processor_frame_bounds
 from qwen_vl_utils.loading import load_video
 from qwen_vl_utils.patches import PatchLayout
@@ -135,7 +136,15 @@ def own_media(processor, conversations):
     for item in vision_process.extract_vision_info(conversations):
         if item["type"] == "image":
             limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"], **item}
-            images.append(fetch_image(limits, processor.image_processor.patch_size))
+            width, height = fetch_image(limits, processor.image_processor.patch_size).size
+            images.append(
+                functional.resize(
+                    functional.pil_to_tensor(item["image"]),
+                    [height, width],
+                    functional.InterpolationMode.BICUBIC,
+                    antialias=True,
+                )
+            )
         else:
             patch_size = processor.video_processor.patch_size
             limits = lambda _, frames: _processor_frame_bounds(processor.video_processor, frames)  # noqa: E731
@@ -184,6 +193,30 @@ def test_a_batch_equals_the_librarys_path(processor, padding):
         if "second_per_grid_ts" in theirs:
             theirs["second_per_grid_ts"] = torch.tensor(theirs["second_per_grid_ts"])
     assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_pictures_equal_what_the_library_makes_of_them_by_itself(processor, seed):
+    """The library opens, resizes and cuts, nothing prepared: what vLLM and a plain script compute."""
+    random = np.random.default_rng(seed)
+    width, height = (int(side) for side in random.integers(60, 700, 2))
+    smooth = Image.fromarray(random.integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize((width, height))
+    message = user({"type": "image", "image": smooth}, "and", image(width, height, seed=seed))
+    ours = processor_inputs(processor, [message], add_generation_prompt=True)
+    theirs = processor.apply_chat_template(
+        [message], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
+        processor_kwargs={"return_mm_token_type_ids": True},
+    )  # fmt: skip
+    assert_same(ours, theirs)
+
+
+def test_pixels_scaled_later_are_those_scaled_at_once(processor):
+    [conversation] = CASES["mixed"]
+    at_once = processor_inputs(processor, [conversation], add_generation_prompt=True)
+    later = processor_inputs(processor, [conversation], add_generation_prompt=True, scaled=False)
+    for name in ("pixel_values", "pixel_values_videos"):
+        assert later[name].dtype == torch.uint8 and later[name].shape == at_once[name].shape
+    assert_same(scale_pixels(later, processor), at_once)
 
 
 def test_padding_on_the_left(processor):

@@ -5,6 +5,8 @@
       flattened  input_ids, labels [1, T]; position_ids [4, 1, T], row 0 from 0 in every segment;
                  cu_seq_lens_q = cu_seq_lens_k int32 [n + 1]; max_length_q = max_length_k int; pixels
 
+Pixels stay uint8 until they are on the trainer's device.
+
 Where some answer counts differently, `loss_weights` float32 has the shape of labels.  `dataset` int64 [n]
 says of each sample which data set it comes from, where the items do.
 

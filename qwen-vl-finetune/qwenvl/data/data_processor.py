@@ -6,7 +6,7 @@
       -> SupervisedDataset[i]     a row (or a packed list of n samples), parsed when asked for
            messages               Sample: [{"role", "content"}, ...], weights of the answers, tools
            budget                 the sample, shortened where --too_long says so
-           processor_inputs       input_ids [1, L], pixel_values [patches, channels * 2 * patch * patch],
+           processor_inputs       input_ids [1, L], pixel_values uint8 [patches, 3 * 2 * patch * patch],
                                   image_grid_thw [images, 3], pixel_values_videos, video_grid_thw [videos, 3]
            labels                 [L], -100 outside answers; loss_weights [L] where answers count differently
            rope2d                 position_ids [3, L]
@@ -87,7 +87,7 @@ class Encoder:
         dropping = self.too_long in DROPPING
         sample = self.fitted(row, data_path).sample if dropping else self.read(row, data_path)
         inputs = processor_inputs(
-            self.processor, [sample.messages], add_generation_prompt=False, tools=sample.tools
+            self.processor, [sample.messages], add_generation_prompt=False, tools=sample.tools, scaled=False
         )
         input_ids = inputs["input_ids"]
         length = input_ids.shape[1]

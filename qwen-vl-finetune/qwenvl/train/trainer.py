@@ -1,6 +1,7 @@
 """The Hugging Face Trainer, with the loss, the parameter groups and the checkpoints of this repository.
 
-    batch (padded or flattened) -> hidden states -> lm_head where the next token carries loss
+    batch (padded or flattened) --to the device, pixels scaled there--> model inputs
+      -> hidden states -> lm_head where the next token carries loss
       -> sum of cross-entropies / loss tokens of the whole optimiser step, all micro-batches and ranks
 
 so batch 8, accumulation 8 and eight ranks with one sample each take the same step.
@@ -24,6 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, ProcessorMixin, Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from qwen_vl_utils import scale_pixels
 from qwenvl.data.data_processor import StreamedDataset
 from qwenvl.data.packed import PackedDataset, PackSampler
 from qwenvl.train import adapters, checkpoints, evaluation, expert_layout, modality
@@ -184,6 +186,10 @@ class QwenVLTrainer(Trainer):
         self.meter.add(work, len(batches))
         self._step_tokens = work.tokens
         return batches, work.loss_tokens
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """A collated batch on its device, pixels scaled to float32."""
+        return scale_pixels(super()._prepare_inputs(inputs), self.processor)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The batch's share of the optimiser step's loss, scaled so that the mean over ranks is the whole."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         measure_media,
         processor_inputs,
         prompt_and_media,
+        scale_pixels,
     )
 
 __all__ = [
@@ -52,13 +53,14 @@ __all__ = [
     "process_vision_info",
     "processor_inputs",
     "prompt_and_media",
+    "scale_pixels",
     "smart_resize",
 ]
 
 
 _INPUTS = {
     "PromptSize", "count_tokens", "load_media", "measure_inputs", "measure_media", "processor_inputs",
-    "prompt_and_media",
+    "prompt_and_media", "scale_pixels",
 }  # fmt: skip
 
 

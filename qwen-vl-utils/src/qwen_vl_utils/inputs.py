@@ -4,11 +4,13 @@ conversations --chat template--> text with one placeholder a medium
               --open, resize---> pixels --patches--> pixel_values, grids
 text + grids  --placeholders repeated, tokenizer---> input_ids, attention_mask, mm_token_type_ids
 
-The result equals `processor(text=..., images=..., videos=..., do_resize=False)` of the model library on the
-same resized pictures.
+Of pictures the result is bit for bit that of the model library's `processor.apply_chat_template(messages,
+tokenize=True)`, which resizes by torch; of frames that of `processor(..., do_resize=False)` on what
+`fetch_video` gives.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +21,7 @@ from .cache import PixelCache
 from .loading import ImageSize, Rules, load, measure, resized, within_budget
 from .patches import PatchLayout
 from .policy import PERMISSIVE, MediaPolicy
+from .resize import BY_TORCH
 from .videos import Video, VideoMetadata, VideoSize
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ def processor_inputs(
     total_tokens: int | None = None,
     policy: MediaPolicy = PERMISSIVE,
     cache: PixelCache | None = None,
+    scaled: bool = True,
     **template_kwargs: Any,
 ) -> "BatchFeature":
     """Model inputs of a batch of conversations.
@@ -55,8 +59,9 @@ def processor_inputs(
     `{"type": "video", "video", fps?, ...}` with the keys of `fetch_image` and `fetch_video`. Sizes are
     multiples of the processor's patch and merge size; bounds that an item does not name are those of the
     processor's configuration. With `total_tokens` the media of each conversation share that many tokens,
-    fairly. `policy` says what may be fetched, `cache` keeps the pixels of files. `template_kwargs` reach the
-    chat template (`add_vision_id`, `enable_thinking`, ...).
+    fairly. `policy` says what may be fetched, `cache` keeps the pixels of files. Without `scaled` the pixel
+    values are uint8, for `scale_pixels` later: a quarter of the bytes to collate and to send to a device.
+    `template_kwargs` reach the chat template (`add_vision_id`, `enable_thinking`, ...).
 
     Returns a BatchFeature: `input_ids`, `attention_mask`, `mm_token_type_ids` [B, L] (tensors with `padding`
     or for one conversation, else lists of lists); with pictures `pixel_values` [patches, 3 * T * p * p]
@@ -73,10 +78,11 @@ def processor_inputs(
     for conversation in conversations:
         items = vision_process.extract_vision_info(conversation)
         kinds.append([media.vision_source(item)[0] for item in items])
-        loaded += load_media(processor, items, total_tokens=total_tokens, policy=policy, cache=cache)
+        loaded += load(items, _rules(processor), policy, total_tokens=total_tokens, cache=cache)
     clips = [medium for medium in loaded if isinstance(medium, Video)]
-    images = _images(processor, [medium for medium in loaded if not isinstance(medium, Video)])
-    videos = _videos(processor, clips)
+    pictures = [medium for medium in loaded if not isinstance(medium, Video)]
+    images = _images(processor, pictures, scaled)
+    videos = _videos(processor, clips, scaled)
     texts = _texts(processor, conversations, add_generation_prompt, tools, template_kwargs)
     expanded = _expand(
         processor,
@@ -97,6 +103,18 @@ def processor_inputs(
     return BatchFeature(data)
 
 
+def scale_pixels(inputs: Mapping[str, Any], processor: Any) -> dict[str, Any]:
+    """`inputs`, or a batch of several, made without `scaled`: pixel values float32 as with it, bit for bit.
+
+    They are scaled on the device they are on.
+    """
+    result = dict(inputs)
+    for name, kind in (("pixel_values", "image_processor"), ("pixel_values_videos", "video_processor")):
+        if name in result:
+            result[name] = PatchLayout.of(getattr(processor, kind)).scale(result[name])
+    return result
+
+
 def load_media(
     processor: Any,
     items: Sequence[Mapping[str, Any]],
@@ -110,7 +128,10 @@ def load_media(
     For engines that make the patches themselves and are told not to resize. Arguments and errors are those of
     `processor_inputs`.
     """
-    return load(items, _rules(processor), policy, total_tokens=total_tokens, cache=cache)
+    from PIL import Image
+
+    loaded = load(items, _rules(processor), policy, total_tokens=total_tokens, cache=cache)
+    return [medium if isinstance(medium, Video) else Image.fromarray(medium) for medium in loaded]
 
 
 def prompt_and_media(
@@ -202,7 +223,7 @@ def measure_inputs(
         _image_expansions(processor, images),
         _video_expansions(processor, videos, [size.metadata for size in clips]),
     )
-    tokens = len(processor.tokenizer(text)["input_ids"])
+    tokens = len(_ids(processor, text))
     return PromptSize(tokens, sum(math.prod(grid) for grid in (*images, *videos)))
 
 
@@ -220,7 +241,7 @@ def _rules(processor: Any) -> Rules:
             return low, high
         return vision_process.item_frame_bounds(item, frames, factor, low, high)
 
-    return vision_process.rules(factor, (size["shortest_edge"], size["longest_edge"]), frame_limits)
+    return vision_process.rules(factor, (size["shortest_edge"], size["longest_edge"]), frame_limits, BY_TORCH)
 
 
 def _check(conversations: Sequence[Any]) -> None:
@@ -269,10 +290,10 @@ def _texts(
     ]
 
 
-def _images(processor: Any, images: Sequence[Any]) -> _Pixels:
+def _images(processor: Any, images: Sequence[np.ndarray], scaled: bool) -> _Pixels:
     pixels = _Pixels([], [])
     for image in images:
-        patches, grid = PatchLayout.of(processor.image_processor).image(np.asarray(image))
+        patches, grid = PatchLayout.of(processor.image_processor).image(image, scaled=scaled)
         pixels.patches.append(patches)
         pixels.grids.append(grid)
     return pixels
@@ -312,10 +333,10 @@ def _processor_frame_bounds(video_processor: Any, frames: int) -> tuple[float, f
     return least, vision_process.sizes.room(least, most, factor)
 
 
-def _videos(processor: Any, clips: Sequence[Video]) -> _Pixels:
+def _videos(processor: Any, clips: Sequence[Video], scaled: bool) -> _Pixels:
     pixels = _Pixels([], [])
     for clip in clips:
-        patches, grid = PatchLayout.of(processor.video_processor).video(clip.frames.numpy())
+        patches, grid = PatchLayout.of(processor.video_processor).video(clip.frames.numpy(), scaled=scaled)
         pixels.patches.append(patches)
         pixels.grids.append(grid)
     return pixels
@@ -359,10 +380,30 @@ def _expand(
     return expanded
 
 
+def _ids(processor: Any, text: str) -> list[int]:
+    """The token ids of an expanded text: a run of one placeholder is encoded once and repeated, since
+    encoding thousands of them takes longer than all the rest of a long prompt.
+    """
+    placeholders = "|".join(map(re.escape, (processor.image_token, processor.video_token)))
+    lengths: list[int] = []
+
+    def once(run: re.Match[str]) -> str:
+        lengths.append(len(run[0]) // len(run[1]))
+        return run[1]
+
+    short = re.sub(rf"({placeholders})\1*", once, text)
+    repeated, runs = (processor.image_token_id, processor.video_token_id), iter(lengths)
+    ids = []
+    for token in processor.tokenizer(short)["input_ids"]:
+        ids += [token] * next(runs) if token in repeated else [token]
+    return ids
+
+
 def _tokens(processor: Any, texts: list[str], padding: bool, padding_side: str) -> dict[str, Any]:
-    encoded = processor.tokenizer(
-        texts, padding=padding, padding_side=padding_side, return_token_type_ids=False
-    )
+    ids = [_ids(processor, text) for text in texts]
+    encoded = {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
+    if padding:
+        encoded = processor.tokenizer.pad(encoded, padding_side=padding_side)
     data = {key: encoded[key] for key in ("input_ids", "attention_mask")}
     if padding or len(texts) == 1:
         import torch

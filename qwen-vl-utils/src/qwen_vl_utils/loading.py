@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import media, reading, sizes, videos
@@ -17,11 +18,11 @@ from .errors import MediaError, MediaRefused, VideoError
 from .images import image_size, is_array, is_picture, open_image
 from .policy import PERMISSIVE, Deadline, MediaPolicy
 from .reading import FileReader
+from .resize import Resampling
 from .videos import Video, VideoSize
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
 Item = Mapping[str, Any]
 Readers = Sequence[tuple[str, FileReader | Callable[..., Any]]]
@@ -45,6 +46,8 @@ class Rules:
     """The readers to try, in order."""
     frame_workers: int
     """Pictures of one list of frames that are opened at once."""
+    resampling: Resampling
+    """How a picture is resized, and what it is afterwards."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +62,22 @@ class ImageSize:
 
 def load_image(
     item: Item, rules: Rules, policy: MediaPolicy = PERMISSIVE, cache: PixelCache | None = None
-) -> "Image.Image":
-    """The picture of an item, RGB and upright, at its size. Raises MediaError, which names the source."""
+) -> Any:
+    """The picture of an item, RGB and upright, at its size, as the rules' resampling returns it.
+
+    Raises MediaError, which names the source.
+    """
     _, source = media.vision_source(item)
     if cache is not None and not is_picture(source):
         return _cached_image(item, source, rules, policy, cache)
     image = open_image(source, policy, policy.start())
     width, height = image.size
     rows, columns = _named(source, rules.image_target, item, height, width)
-    return image.resize((columns, rows))
+    return rules.resampling.resize(image, rows, columns)
 
 
-def _cached_image(
-    item: Item, source: Any, rules: Rules, policy: MediaPolicy, cache: PixelCache
-) -> "Image.Image":
+def _cached_image(item: Item, source: Any, rules: Rules, policy: MediaPolicy, cache: PixelCache) -> Any:
     import numpy as np
-    from PIL import Image
 
     deadline, name = policy.start(), media.describe(source)
     located = media.locate(source, policy, deadline)
@@ -82,9 +85,11 @@ def _cached_image(
     rows, columns = _named(source, rules.image_target, item, *size)
 
     def make() -> dict[str, Any]:
-        return {"pixels": np.asarray(open_image(located, policy, deadline, name).resize((columns, rows)))}
+        image = open_image(located, policy, deadline, name)
+        return {"pixels": np.asarray(rules.resampling.resize(image, rows, columns))}
 
-    return Image.fromarray(cache.get(located, {"image": [rows, columns]}, make)["pixels"])
+    what = {"image": [rows, columns], "resampling": rules.resampling.name}
+    return rules.resampling.restore(cache.get(located, what, make)["pixels"])
 
 
 def measure_image(item: Item, rules: Rules, policy: MediaPolicy = PERMISSIVE) -> ImageSize:
@@ -160,8 +165,9 @@ def load(
     dtype: "torch.dtype | None" = None,
     total_tokens: int | None = None,
     cache: PixelCache | None = None,
-) -> "list[Image.Image | Video]":
-    """All media of a prompt, in order; with `total_tokens` made smaller so that they fit together.
+) -> list[Any]:
+    """All media of a prompt, pictures and `Video`s, in order; with `total_tokens` made smaller so that they
+    fit together.
 
     Raises MediaError, which names the source of the first medium that can't be used.
     """
@@ -169,7 +175,7 @@ def load(
     if total_tokens is not None:
         items = within_budget(items, measure(items, rules, policy), rules, total_tokens)
 
-    def one(item: Item) -> "Image.Image | Video":
+    def one(item: Item) -> Any:
         if media.vision_source(item)[0] == "image":
             return load_image(item, rules, policy, cache)
         return load_video(item, rules, policy, dtype, cache)
@@ -233,6 +239,7 @@ def _each(workers: int, function: Callable[[T], U], values: Sequence[T]) -> list
         return list(pool.map(function, values))
 
 
+@lru_cache
 def _workers() -> int:
     """Media that are loaded at once: as many as there are cores, up to 8."""
     return max(2, min(8, os.cpu_count() or 1))

@@ -1,17 +1,22 @@
-"""Pixels as the vision towers of Qwen-VL want them: rescaled, normalised, cut into patches.
+"""Pixels as the vision towers of Qwen-VL want them: cut into patches, rescaled, normalised.
 
 picture uint8 [h, w, 3]     -> float32 [h/p * w/p, 3 * T * p * p], grid (1, h/p, w/p)
 video   uint8 [n, 3, h, w]  -> float32 [n/T * h/p * w/p, 3 * T * p * p], grid (n/T, h/p, w/p)
 
 Patches of one merge block (m x m) stand next to each other, blocks in reading order; a picture is repeated
 over the T frames of a temporal patch. Equal to the model library's image and video processors, bit for bit.
+
+With `scaled=False` the patches stay uint8, a quarter of the bytes, for `scale` later, on any device.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -60,17 +65,18 @@ class PatchLayout:
             (np.asarray(self.std, np.float32) * levels).reshape(shape),
         )
 
-    def image(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
+    def image(self, pixels: np.ndarray, *, scaled: bool = True) -> tuple[np.ndarray, tuple[int, int, int]]:
         """uint8 [h, w, 3] -> (patches, grid)."""
         height, width, channels = pixels.shape
         p, m, rows, columns = self.patch, self.merge, height // self.patch, width // self.patch
         blocks = pixels.reshape(rows // m, m, p, columns // m, m, p, channels).transpose(0, 3, 1, 4, 6, 2, 5)
-        scaled = self._scale(blocks.reshape(rows * columns, channels, 1, p, p))
-        patches = np.empty((rows * columns, channels, self.temporal, p, p), np.float32)
-        patches[:] = scaled
+        cut = blocks.reshape(rows * columns, channels, 1, p, p)
+        cut = self._scale(cut) if scaled else cut
+        patches = np.empty((rows * columns, channels, self.temporal, p, p), cut.dtype)
+        patches[:] = cut
         return patches.reshape(rows * columns, -1), (1, rows, columns)
 
-    def video(self, frames: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
+    def video(self, frames: np.ndarray, *, scaled: bool = True) -> tuple[np.ndarray, tuple[int, int, int]]:
         """uint8 [n, 3, h, w] -> (patches, grid); the last frame is repeated to fill a temporal patch."""
         if missing := -len(frames) % self.temporal:
             frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
@@ -80,8 +86,17 @@ class PatchLayout:
         blocks = frames.reshape(
             steps, self.temporal, channels, rows // m, m, p, columns // m, m, p
         ).transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
-        scaled = self._scale(blocks.reshape(steps * rows * columns, channels, self.temporal, p, p))
-        return scaled.reshape(steps * rows * columns, -1), (steps, rows, columns)
+        cut = blocks.reshape(steps * rows * columns, channels, self.temporal, p, p)
+        cut = self._scale(cut) if scaled else cut
+        return cut.reshape(steps * rows * columns, -1), (steps, rows, columns)
+
+    def scale(self, patches: "torch.Tensor") -> "torch.Tensor":
+        """uint8 [n, 3 * T * p * p] -> float32, on the same device, equal to scaled patches bit for bit."""
+        import torch
+
+        mean, std = (torch.from_numpy(each).to(patches.device) for each in self.scaling)
+        blocks = patches.view(len(patches), len(mean), self.temporal, self.patch, self.patch)
+        return blocks.sub(mean).div_(std).view(len(patches), -1)
 
     def _scale(self, blocks: np.ndarray) -> np.ndarray:
         mean, std = self.scaling

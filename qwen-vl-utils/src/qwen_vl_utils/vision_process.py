@@ -20,6 +20,7 @@ from .images import to_rgb
 from .loading import Rules, load, load_image, load_video
 from .policy import PERMISSIVE, MediaPolicy
 from .reading import FileReader
+from .resize import BY_PILLOW, Resampling
 from .sizes import ceil_by_factor, floor_by_factor, round_by_factor
 from .videos import Video
 
@@ -123,7 +124,9 @@ def smart_resize(
     return sizes.fit(height, width, factor, low, high, MAX_RATIO)
 
 
-def rules(factor: int, image_bounds: Bounds, frame_limits: FrameLimits) -> Rules:
+def rules(
+    factor: int, image_bounds: Bounds, frame_limits: FrameLimits, resampling: Resampling = BY_PILLOW
+) -> Rules:
     """How large media become whose items name no size: pictures within `image_bounds`, frames within
     `frame_limits`, in pixels."""
 
@@ -144,7 +147,9 @@ def rules(factor: int, image_bounds: Bounds, frame_limits: FrameLimits) -> Rules
             return smart_resize(rows, columns, factor)
         return sizes.fit(height, width, factor, *bounds(), MAX_RATIO)
 
-    return Rules(factor, image_target, frame_target, FRAME_FACTOR, _readers, MAX_NUM_WORKERS_FETCH_VIDEO)
+    return Rules(
+        factor, image_target, frame_target, FRAME_FACTOR, _readers, MAX_NUM_WORKERS_FETCH_VIDEO, resampling
+    )
 
 
 def _default_rules(image_patch_size: int) -> Rules:
