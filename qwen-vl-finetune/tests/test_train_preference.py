@@ -206,6 +206,22 @@ def test_the_first_loss_is_log_2(tuned, bf16, checkpoints, data, tmp_path):
     assert line["logp_chosen"] < 0 and line["logp_rejected"] < 0
 
 
+@pytest.mark.parametrize("tuned", [FULL, LORA], ids=["full", "adapters"])
+def test_the_reference_stays_free_of_dropout(tuned, checkpoints, data, tmp_path):
+    """Of a checkpoint that has some, while the model is trained with it."""
+    folder = shutil.copytree(checkpoints["qwen3_vl"], tmp_path / "dropping")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["attention_dropout"] = 0.5
+    (folder / "config.json").write_text(json.dumps(config))
+    trainer = build_trainer(*parse(**flags(folder, data, tmp_path, **tuned)), PreferenceTrainer)
+    trainer.model.train()
+    batch = FlattenedCollator()([trainer.train_dataset[0]])
+    first, second = (trainer.pair_losses(trainer.model, batch) for _ in range(2))
+    assert trainer.model.training and not torch.equal(first.model, second.model)
+    expected = [each.model[0].diff() + each.margins / trainer.beta for each in (first, second)]
+    assert torch.allclose(*expected, atol=1e-4)  # Rejected - chosen, by the reference.
+
+
 SPREAD = {"accumulated": (FULL, 1, 4), "processes": (LORA, 2, 1)}
 
 
@@ -245,12 +261,21 @@ def test_each_data_set_and_the_experts_have_their_part_of_the_log(checkpoints, d
     """A mixture of experts in full: the balancing loss comes on top.  A step takes all twelve pairs."""
     values = flags(checkpoints["qwen3_vl_moe"], data, tmp_path, dataset_use="mixed,texts", **FULL)
     values |= dict(per_device_train_batch_size=12, max_steps=2, router_aux_loss_coef=0.5)
-    first, second = start(**values)
+    values |= dict(eval_dataset_use="mixed,texts", eval_strategy="steps", eval_steps=1)
+    history = train(*parse(**values), PreferenceTrainer).state.log_history
+    first, second = lines(history)
+    # Of the weights after the first step.
+    evaluated = next(line for line in history if "eval_loss" in line)
     for line in (first, second):
         preference = (8 * line["loss/mixed"] + 4 * line["loss/texts"]) / 12
         assert line["loss"] == pytest.approx(preference + 0.5 * line["router_balance_loss"], abs=1e-4)
     assert first["loss/mixed"] == pytest.approx(math.log(2), abs=1e-6)
-    assert second["loss/mixed"] != pytest.approx(second["loss/texts"], abs=1e-6)
+    assert second["loss/mixed"] != pytest.approx(second["loss/texts"], abs=1e-3)
+    for name in ("mixed", "texts"):
+        assert second[f"loss/{name}"] == pytest.approx(evaluated[f"eval_{name}/loss"], abs=1e-5)
+    assert second["reward_margin"] == pytest.approx(
+        (8 * evaluated["eval_mixed/margin"] + 4 * evaluated["eval_texts/margin"]) / 12, abs=1e-5
+    )
 
 
 def test_the_public_command_prefers_what_is_chosen(tmp_path):
@@ -354,6 +379,7 @@ REFUSED = {
     "streaming": dict(streaming=True, max_steps=1),
     "too_long": dict(too_long="drop_turns"),
     "ZeRO-3": dict(deepspeed=ZERO3),
+    "FSDP": dict(fsdp=True, lora_enable=True),
 }
 
 

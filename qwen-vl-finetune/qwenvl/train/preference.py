@@ -70,10 +70,10 @@ class PreferenceArguments(TrainingArguments):
         super().__post_init__()
         if not 0 < self.beta < float("inf"):
             raise ValueError(f"--beta {self.beta}: give a number above 0")
-        if self.splits_weights():
+        if self.splits_weights() and not (self.lora_enable and self.deepspeed):
             raise ValueError(
-                "ZeRO-3 and FSDP split the weights over processes, and the reference with them, which is not "
-                "tested; use scripts/zero2.json, with --lora_enable True where memory is short"
+                "ZeRO-3 and FSDP split the weights over processes, and with full tuning the reference would "
+                "not be; use scripts/zero2.json, or scripts/zero3.json with --lora_enable True"
             )
 
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, ProcessorMixin, Trainer
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from qwenvl.data.data_processor import StreamedDataset
 from qwenvl.data.packed import PackedDataset, PackSampler
@@ -300,6 +300,7 @@ class QwenVLTrainer(Trainer):
             self.save_model(f"{output_dir}/adapter")
             if self.args.should_save:
                 base = self.model_args.model_name_or_path
+                unset_hf_deepspeed_config()  # Under ZeRO-3 the base would be split while it loads.
                 adapters.merge(f"{output_dir}/adapter", output_dir, base, self.args.cache_dir)
                 self._save_beside(Path(output_dir))
             self.save_state()
