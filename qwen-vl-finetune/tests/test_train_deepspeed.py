@@ -1,6 +1,6 @@
 """ZeRO splits the state of training over the processes and takes the same steps.
 
-ZeRO-3 with adapters is tried on preferences: each step runs the model twice, and the base is merged at the end.
+ZeRO-3 with adapters is tried on preferences: a step runs the model twice, and the base is merged at the end.
 """
 
 import importlib.util
@@ -62,7 +62,7 @@ def test_zero_takes_the_steps_of_plain_processes(stage, plain, checkpoints, tmp_
 
 
 def prefer(output: Path, processes: int, batch: int, *more: object) -> list[float]:
-    """Losses of six steps and of the evaluation after them: demo's pairs, adapters, a vision tower in full."""
+    """Losses of six steps and the evaluation after them: demo's pairs, adapters, a vision tower in full."""
     flags = ["--model_name_or_path", PACKAGE.parent / "models" / "qwen3-vl-nano", "--output_dir", output]
     flags += ["--dataset_config", PACKAGE / "demo" / "datasets.toml", "--dataset_use", "preferences"]
     flags += ["--eval_dataset_use", "preferences", "--lora_enable", "True", "--lora_components", "language"]
