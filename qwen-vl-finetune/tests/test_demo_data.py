@@ -1,4 +1,4 @@
-"""The data sets of demo/ train as they are, each by train_qwen.py."""
+"""The data sets of demo/ train as they are, each by train_qwen.py or, of pairs, train_dpo.py."""
 
 import json
 import subprocess
@@ -13,6 +13,7 @@ FOLDER = Path(__file__).resolve().parents[1]
 DEMO = FOLDER / "demo"
 SETS = tomllib.loads((DEMO / "datasets.toml").read_text())
 BATCHING = {"packed": ["--data_packing", "True"]}
+SCRIPT = {"preferences": "train_dpo.py"}
 
 
 def media(row: dict | list) -> set[str]:
@@ -23,7 +24,7 @@ def media(row: dict | list) -> set[str]:
 
 
 def test_the_originals_three_kinds_are_there():
-    assert SETS.keys() == {"single_images", "videos", "packed"}
+    assert SETS.keys() == {"single_images", "videos", "packed", "preferences"}
     used = set()
     for table in SETS.values():
         rows = json.loads((DEMO / table["annotation_path"]).read_text())
@@ -38,7 +39,7 @@ def test_it_trains_two_steps(name, tmp_path):
     flags += ["--dataset_config", DEMO / "datasets.toml", "--dataset_use", name, "--tune_mm_llm", "True"]
     flags += ["--per_device_train_batch_size", "2", "--max_steps", "2", "--logging_steps", "1"]
     flags += ["--report_to", "none", "--save_strategy", "no", *BATCHING.get(name, [])]
-    command = [sys.executable, FOLDER / "qwenvl/train/train_qwen.py", *flags]
+    command = [sys.executable, FOLDER / "qwenvl/train" / SCRIPT.get(name, "train_qwen.py"), *flags]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]

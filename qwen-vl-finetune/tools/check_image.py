@@ -34,10 +34,11 @@ from qwenvl.data.data_processor import make_encoder
 from qwenvl.data.doctor import Checkup, count_kinds, default_workers, examine
 from qwenvl.data.doctor_page import preview, render
 from qwenvl.data.packing import plan_packs
-from qwenvl.data.sources import JsonRows, mix_rows, open_annotations, sample_rows
+from qwenvl.data.sources import JsonRows, Pairs, mix_rows, open_annotations, sample_rows
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.model_loading import load_config, load_processor
 from qwenvl.train.parameters import component_of, trained_components
+from qwenvl.train.preference import PairArguments
 
 PREVIEWS = 6
 
@@ -48,6 +49,7 @@ class DoctorArguments:
 
     report: str = field(default="doctor", metadata={"help": "Folder of report.json and report.html."})
     fix: str = field(default="", metadata={"help": "Folder to write cleaned data sets to; must be new."})
+    pairs: bool = field(default=False, metadata={"help": "Rows have two answers, for train_dpo.py."})
     processes: int = field(default=1, metadata={"help": "Processes that will train, for the steps."})
     workers: int | None = field(default=None, metadata={"help": "Processes that look; default: the cores."})
 
@@ -76,6 +78,8 @@ def run(
         raise ValueError("--dataset_use names no data set; give names of the registry, comma separated")
     if doctor.fix and Path(doctor.fix).exists():
         raise ValueError(f"--fix {doctor.fix}: it is there already; name a new folder")
+    if doctor.pairs:  # Refuses what train_dpo.py refuses.
+        data_args = PairArguments(**asdict(data_args) | {"data_flatten": True})
     config, processor = load_config(model_args, args), load_processor(model_args, data_args, args)
     encode = make_encoder(processor, data_args, model_config=config, model_max_length=args.model_max_length)
     opened = {
@@ -85,9 +89,10 @@ def run(
     for name, rows in opened.items():
         if doctor.fix and not isinstance(rows, JsonRows):
             raise ValueError(f"--fix: {name} is no JSON file; leave its bad rows out by report.json")
+    seen = {name: Pairs(rows) if doctor.pairs else rows for name, rows in opened.items()}
     checkups = {
         entry["dataset_name"]: examine(
-            entry["dataset_name"], opened[entry["dataset_name"]], entry["data_path"], encode,
+            entry["dataset_name"], seen[entry["dataset_name"]], entry["data_path"], encode,
             coordinates_of(config.model_type), packed=data_args.data_packing or data_args.data_flatten,
             workers=default_workers() if doctor.workers is None else doctor.workers,
         )
@@ -100,12 +105,12 @@ def run(
         sum(each.seconds for each in checkups.values()),
     )
     forecast = predict(entries, checkups, doctor.processes, data_args, args)
-    forecast |= memory(config, model_args, args)
+    forecast |= memory(config, model_args, args, doctor.pairs)
     previews = []
     for entry in entries:
         name = entry["dataset_name"]
         for _, report in checkups[name].good[:PREVIEWS]:
-            previews.append(preview(opened[name], entry["data_path"], report.row, encode))
+            previews.append(preview(seen[name], entry["data_path"], report.row, encode))
     write_report(Path(doctor.report), all_rows, forecast, previews)
     if doctor.fix:
         write_clean(Path(doctor.fix), entries, opened, checkups)
@@ -150,9 +155,10 @@ def predict(
     return found | {"steps_an_epoch": steps, "steps": total}
 
 
-def memory(config: Any, model_args: ModelArguments, args: TrainingArguments) -> dict[str, Any]:
+def memory(config: Any, model_args: ModelArguments, args: TrainingArguments, pairs: bool) -> dict[str, Any]:
     """GiB of one process without ZeRO, without activations: 4 bytes a parameter, 12 more for one that is
-    trained (gradient, and the two moments of Adam), all in fp32 as training keeps them. An estimate.
+    trained (gradient, and the two moments of Adam), with pairs 4 more for its copy in the reference; all in
+    fp32 as training keeps them. An estimate.
     """
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
@@ -160,7 +166,7 @@ def memory(config: Any, model_args: ModelArguments, args: TrainingArguments) -> 
     bytes_needed = 0
     for name, parameter in model.named_parameters():
         learns = trained[component_of(name)] and not args.lora_enable
-        bytes_needed += parameter.numel() * (16 if learns else 4)
+        bytes_needed += parameter.numel() * (16 + 4 * pairs if learns else 4)
     return {"gib_without_activations": bytes_needed / 2**30}
 
 

@@ -14,6 +14,7 @@
       -> PackedDataset[i]         with --data_packing True, rows joined to packs under two budgets
       or StreamedDataset[i]       with --streaming True: rows in an order without end, read as they come
       -> collator                 padded [B, S] or flattened [1, T]
+    pairs of answers, train_dpo.py: each row a packed list of two, flattened [1, T], chosen before rejected
     --eval_dataset_use c,d%20  the same, a SupervisedDataset for each name; never packed
 
 Nothing decoded is kept: a picture is opened when its row is asked for and lives as long as the batch.
@@ -42,6 +43,7 @@ from qwenvl.data.packing import MEDIA, join
 from qwenvl.data.rope2d import RopeIndex
 from qwenvl.data.sources import (
     Annotations,
+    Pairs,
     check_annotations,
     mix_rows,
     open_annotations,
@@ -267,9 +269,13 @@ def _stream(entries: list[dict], encode: Encoder, data_args: DataArguments, seed
     return StreamedDataset(endless, encode, bad_samples=data_args.bad_samples)
 
 
-def _open_source(entry: dict, refused: re.Pattern[str], data_args: DataArguments, seed: int) -> Source:
+def _open_source(
+    entry: dict, refused: re.Pattern[str], data_args: DataArguments, seed: int, pairs: bool
+) -> Source:
     """Open and check a data set, then take its share of rows."""
     annotations = open_annotations(entry["annotation_path"], entry.get("split"))
+    if pairs:
+        annotations = Pairs(annotations)
     packed = data_args.data_packing or data_args.data_flatten
     bad = check_annotations(annotations, entry["data_path"], refused=refused, packed=packed)
     if bad and data_args.bad_samples == "fail":
@@ -289,7 +295,9 @@ def _open_source(entry: dict, refused: re.Pattern[str], data_args: DataArguments
     return Source(entry["dataset_name"], annotations, entry["data_path"], rows)
 
 
-def _eval_sets(data_args: DataArguments, encode: Encoder, seed: int) -> dict[str, SupervisedDataset] | None:
+def _eval_sets(
+    data_args: DataArguments, encode: Encoder, seed: int, pairs: bool
+) -> dict[str, SupervisedDataset] | None:
     """The data sets of --eval_dataset_use by name, every row measured; None without the flag."""
     flag, sets = "--eval_dataset_use", {}
     for asked in data_args.eval_dataset_use.split(","):
@@ -297,7 +305,7 @@ def _eval_sets(data_args: DataArguments, encode: Encoder, seed: int) -> dict[str
             name = entry["dataset_name"]
             if name in sets or entry["sampling_rate"] > 1:
                 raise ValueError(f"{flag} {asked}: {name} would count twice; name it once, at most %100")
-            source = _open_source(entry, encode.refused, data_args, seed)
+            source = _open_source(entry, encode.refused, data_args, seed, pairs)
             rows = SupervisedDataset([source], encode, bad_samples=data_args.bad_samples)
             # Measured now, so that an evaluation after hours does not stop at a row too long.
             sets[name] = rows.only(usable_rows(rows, f"evaluation set {name}"))
@@ -305,13 +313,20 @@ def _eval_sets(data_args: DataArguments, encode: Encoder, seed: int) -> dict[str
 
 
 def make_supervised_data_module(
-    processor, data_args: DataArguments, *, model_config, model_max_length: int, seed: int
+    processor,
+    data_args: DataArguments,
+    *,
+    model_config,
+    model_max_length: int,
+    seed: int,
+    pairs: bool = False,
 ) -> dict:
     """The data side of a Trainer: `{"train_dataset", "eval_dataset", "data_collator"}`.
 
     processor: with the run's limits of pixels; model_config: the checkpoint's, for positions;
-    model_max_length: in tokens, media included; seed: of the draw of `name%N`. Raises ValueError, naming file
-    and row, for what the check of the annotation files finds; streamed rows are checked when they are read.
+    model_max_length: in tokens, media included; seed: of the draw of `name%N`; pairs: rows have two answers,
+    for --data_flatten alone. Raises ValueError, naming file and row, for what the check of the annotation
+    files finds; streamed rows are checked when they are read.
     """
     entries = data_list(data_args.dataset_use.split(","), data_args.dataset_config)
     if not entries:
@@ -321,11 +336,11 @@ def make_supervised_data_module(
         collator = FlattenedCollator()
     else:
         collator = PaddedCollator(processor.tokenizer.pad_token_id)
-    eval_sets = _eval_sets(data_args, encode, seed)
+    eval_sets = _eval_sets(data_args, encode, seed, pairs)
     if data_args.streaming:
         dataset = _stream(entries, encode, data_args, seed)
         return {"train_dataset": dataset, "eval_dataset": eval_sets, "data_collator": collator}
-    sources = [_open_source(entry, encode.refused, data_args, seed) for entry in entries]
+    sources = [_open_source(entry, encode.refused, data_args, seed, pairs) for entry in entries]
     if "weight" in entries[0]:
         names, weights = zip(*((entry["dataset_name"], entry["weight"]) for entry in entries), strict=True)
         mixed = mix_rows([source.rows for source in sources], list(weights), seed=seed, names=list(names))

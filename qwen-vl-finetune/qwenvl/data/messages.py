@@ -10,6 +10,9 @@
                                                       {"type": "text", "text": "\\nWhat?"}]},
                          {"role": "assistant", "content": "A cat."}]
 
+    {... the question last, "chosen": "A cat.", "rejected": "A dog."}
+      -> split_pair -> Pair: two such rows, one with each answer, earlier answers without loss
+
 Text is kept to the character: nothing is stripped around a placeholder, so training reads what answering
 will.
 """
@@ -27,6 +30,8 @@ ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
     "tool": "tool", "observation": "tool",
 }  # fmt: skip
+
+PAIR = ("chosen", "rejected")
 
 # Marks of places that Qwen2-VL's own answers contain; special in the vocabulary, yet content.
 GROUNDING_TOKENS = frozenset(
@@ -70,6 +75,10 @@ class Sample:
                     yield path
 
 
+class Pair(list[dict[str, Any]]):
+    """A row with two answers as two samples, the chosen one first: a packed list that stays together."""
+
+
 def refused_text(special_tokens: list[str]) -> re.Pattern[str]:
     """A pattern of the special tokens that text of a data set must not contain: all but the marks of places.
 
@@ -104,7 +113,9 @@ def read_sample(
     """
     if not isinstance(row, dict):
         raise ValueError(f"a row must be an object with conversations, found {_kind(row)}")
-    turns = _turns(row)
+    if any(row.get(name) is not None for name in PAIR):
+        raise ValueError("a pair of answers, 'chosen' and 'rejected'; train_dpo.py trains on it")
+    turns = _turns(row, _turns_field(row))
     messages = [_message(number, turn) for number, turn in enumerate(turns)]
     _check_order([message["role"] for message in messages])
     tools = _tools(row)
@@ -120,8 +131,52 @@ def read_sample(
     return sample
 
 
-def _turns(row: dict) -> list[dict]:
-    name = "messages" if row.get("messages") is not None else "conversations"
+def split_pair(row: object) -> Pair:
+    """The conversation of a row, ended by each of its two answers; only they carry loss.
+
+    Raises ValueError with the reason: an answer that is missing or no single turn, two that are the same, a
+    conversation that ends with an answer.  All else is checked by `read_sample`.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"a pair must be an object with 'chosen' and 'rejected', found {_kind(row)}")
+    name = _turns_field(row)
+    turns = _turns(row, name)
+    roles = [_role(number, turn) for number, turn in enumerate(turns)]
+    if roles[-1] == "assistant":
+        raise ValueError(
+            "the conversation ends with an answer; end it with what 'chosen' and 'rejected' answer"
+        )
+    answers = [_answer(answer, row.get(answer)) for answer in PAIR]
+    chosen, rejected = (_message(len(turns), answer) for answer in answers)
+    if chosen == rejected:
+        raise ValueError("'chosen' and 'rejected' are the same, so nothing is preferred; delete the row")
+    before = [
+        {**turn, "weight": 0.0} if role == "assistant" else turn
+        for turn, role in zip(turns, roles, strict=True)
+    ]
+    shared = {key: value for key, value in row.items() if key not in PAIR}
+    return Pair({**shared, name: [*before, answer]} for answer in answers)
+
+
+def _answer(name: str, answer: object) -> dict:
+    """One of a pair's answers as a turn."""
+    if isinstance(answer, str):
+        return {"role": "assistant", "content": answer}
+    if not isinstance(answer, dict):
+        kind = "nothing; train_qwen.py trains on answers alone" if answer is None else _kind(answer)
+        raise ValueError(f"{name!r} must be text or an assistant's message, found {kind}")
+    if (role := answer.get("role", answer.get("from"))) not in ("assistant", "gpt"):
+        raise ValueError(f"{name!r} must be an assistant's message, found the role {role!r}")
+    if answer.get("weight") is not None:
+        raise ValueError(f"{name!r} has a weight; the answers of a pair count alike, take it out")
+    return answer
+
+
+def _turns_field(row: dict) -> str:
+    return "messages" if row.get("messages") is not None else "conversations"
+
+
+def _turns(row: dict, name: str) -> list[dict]:
     turns = row.get(name)
     if name == "messages" and row.get("conversations") is not None:
         raise ValueError("both 'conversations' and 'messages'; keep one of them")

@@ -6,6 +6,8 @@
       -> open_annotations -> ParquetRows: starts [row groups + 1]; a row group is read when needed
     a folder or hub: id of Hugging Face's datasets
       -> open_annotations -> hub.ArrowRows: memory-mapped
+    any, of rows with two answers
+      -> Pairs: each row as a packed list, the chosen answer's sample and the rejected one's
     any
       -> check_annotations -> BadRow(row, reason) ...
       -> sample_rows -> indices of the rows in use
@@ -38,7 +40,7 @@ import pyarrow.parquet as pq
 
 from qwenvl.data import HUB_PREFIX
 from qwenvl.data.hub import open_dataset, table_row
-from qwenvl.data.messages import is_url, read_sample
+from qwenvl.data.messages import PAIR, Pair, is_url, read_sample, split_pair
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 KEPT_ROW_GROUPS = 4
@@ -139,6 +141,30 @@ def _parquet_rows(path: Path) -> ParquetRows:
     return ParquetRows(path, np.cumsum([0, *counts], dtype=np.int64))
 
 
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """The rows of another, each with two answers, as `Pair`s."""
+
+    rows: Annotations
+
+    @property
+    def path(self) -> Path:
+        return self.rows.path
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def where(self, index: int) -> str:
+        return self.rows.where(index)
+
+    def row(self, index: int) -> Pair:
+        row = self.rows.row(index)
+        try:
+            return split_pair(row)
+        except ValueError as error:
+            raise ValueError(f"{self.where(index)}: {error}") from error
+
+
 @dataclass(frozen=True)
 class BadRow:
     """A row that cannot be trained on, and why."""
@@ -154,6 +180,8 @@ def samples_of(row: object) -> list:
 
 def sample_where(where: str, row: object, member: int) -> str:
     """How messages name a sample: its row, and its place in it where the row is a packed list."""
+    if isinstance(row, Pair):
+        return f"{where}, {PAIR[member]!r}"
     return f"{where}, sample {member} of the pack" if isinstance(row, list) else where
 
 

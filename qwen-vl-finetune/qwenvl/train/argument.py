@@ -1,4 +1,7 @@
-"""Command line of `train_qwen.py`: names and defaults of the original, plus every Hugging Face flag."""
+"""Command line of `train_qwen.py`: names and defaults of the original, plus every Hugging Face flag.
+
+`train_dpo.py` has the same, and what `preference` adds.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 import transformers
+from accelerate.utils import parse_flag_from_env
 
 from qwenvl.data.budget import POLICIES
 
@@ -188,3 +192,8 @@ class TrainingArguments(transformers.TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()
+
+    def splits_weights(self) -> bool:
+        """Whether ZeRO-3 or FSDP is asked to split the weights over processes."""
+        zero3 = bool(self.deepspeed) and self.hf_deepspeed_config.is_zero3()
+        return zero3 or bool(self.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import GenerationConfig, TrainerCallback
@@ -61,8 +61,8 @@ _BLANK = {
 }
 
 
-def check(args: TrainingArguments, sets: EvalSets | None) -> None:
-    """Raises ValueError where the flags ask for an evaluation that cannot be."""
+def check(args: TrainingArguments, sets: EvalSets | None, measured: Sequence[str]) -> None:
+    """Raises ValueError where the flags ask for an evaluation that cannot be. measured: of each set."""
     if not sets:
         strategy = IntervalStrategy(args.eval_strategy).value
         asked = {
@@ -74,7 +74,7 @@ def check(args: TrainingArguments, sets: EvalSets | None) -> None:
             if value:
                 raise ValueError(f"--{flag} {value}: there is nothing to evaluate; give --eval_dataset_use")
         return
-    if args.eval_generate and (_is_zero3(args) or args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+    if args.eval_generate and args.splits_weights():
         raise ValueError(
             f"--eval_generate {args.eval_generate}: under ZeRO-3 and FSDP each module's weights are gathered "
             "from all processes, and answers of different lengths would not run the same modules; use "
@@ -82,18 +82,14 @@ def check(args: TrainingArguments, sets: EvalSets | None) -> None:
         )
     best = args.metric_for_best_model
     if best is not None and (best := "eval_" + best.removeprefix("eval_")) not in (
-        known := _keys(args, sets)
+        known := _keys(args, sets, measured)
     ):
         raise ValueError(f"--metric_for_best_model {best}: there are {', '.join(known)}")
 
 
-def _is_zero3(args: TrainingArguments) -> bool:
-    return bool(args.deepspeed) and args.hf_deepspeed_config.is_zero3()
-
-
-def _keys(args: TrainingArguments, sets: EvalSets) -> list[str]:
+def _keys(args: TrainingArguments, sets: EvalSets, measured: Sequence[str]) -> list[str]:
     """The names of all that an evaluation finds."""
-    keys = ["eval_loss"] + [f"eval_{name}/loss" for name in sets]
+    keys = ["eval_loss"] + [f"eval_{name}/{number}" for name in sets for number in measured]
     for question in _all_questions(sets, args.eval_generate):
         keys += [f"eval_{question.dataset}/{metric}" for metric in question.targets]
     return list(dict.fromkeys(keys))
@@ -111,13 +107,14 @@ def run(trainer: QwenVLTrainer, sets: EvalSets) -> dict[str, float]:
     """Evaluate all sets; the metrics by name, the same on every process."""
     begin, args = time.perf_counter(), trainer.args
     metrics: dict[str, float] = {}
-    overall = torch.zeros(2, dtype=torch.float64)
+    overall = torch.zeros(1 + len(trainer.measured), dtype=torch.float64)
     with _undisturbed(trainer.model_wrapped, args.device):
         for name, rows in sets.items():
             sums = _sum_losses(trainer, name, rows)
-            metrics[f"eval_{name}/loss"] = _mean(sums)
+            means = _means(sums)
+            metrics |= {f"eval_{name}/{n}": mean for n, mean in zip(trainer.measured, means, strict=True)}
             overall += sums
-        metrics["eval_loss"] = _mean(overall)
+        metrics["eval_loss"] = _means(overall)[0]
         answers = _answer_all(trainer, _all_questions(sets, args.eval_generate))
     metrics |= _average(answers)
     if answers and args.should_save:
@@ -173,7 +170,7 @@ class _Collate:
 
 
 def _sum_losses(trainer: QwenVLTrainer, name: str, rows: SupervisedDataset) -> torch.Tensor:
-    """float64 [2]: the sum of a set's token losses and its loss tokens, over all processes, no row twice."""
+    """What `eval_sums` gives of a set's batches, summed over all of them and all processes, no row twice."""
     args = trainer.args
     mine = list(range(args.process_index, len(rows), args.world_size))
     size = args.per_device_eval_batch_size
@@ -185,9 +182,9 @@ def _sum_losses(trainer: QwenVLTrainer, name: str, rows: SupervisedDataset) -> t
         _Rows(rows), batch_sampler=batches, collate_fn=_Collate(trainer.data_collator),
         num_workers=args.dataloader_num_workers, pin_memory=args.device.type == "cuda",
     )  # fmt: skip
-    sums = torch.zeros(2, dtype=torch.float64, device=args.device)
+    sums = torch.zeros(1 + len(trainer.measured), dtype=torch.float64, device=args.device)
     for batch in _shown(loader, f"evaluating {name}", args):
-        sums += torch.stack(trainer.loss_sums(batch)).double()
+        sums += trainer.eval_sums(batch)
     return trainer.over_processes(sums).cpu()
 
 
@@ -198,9 +195,9 @@ def _shown(iterable: Any, what: str, args: TrainingArguments) -> tqdm:
     return tqdm(iterable, what, leave=False, mininterval=interval, disable=hidden, dynamic_ncols=True)
 
 
-def _mean(sums: torch.Tensor) -> float:
-    loss, tokens = sums.tolist()
-    return loss / tokens if tokens else float("nan")
+def _means(sums: torch.Tensor) -> list[float]:
+    count, *totals = sums.tolist()
+    return [total / count if count else float("nan") for total in totals]
 
 
 # ---- answers

@@ -66,6 +66,15 @@ def count_loss_tokens(batch: dict[str, Any]) -> torch.Tensor:
     return (batch["loss_weights"][:, 1:] * carried).sum() if "loss_weights" in batch else carried.sum()
 
 
+def samples_of_losses(batch: dict[str, Any], found: TokenLosses) -> torch.Tensor:
+    """The sample that each token of `found.losses` belongs to, int64 [B, C]: its row, or its segment."""
+    rows, columns = found.losses.shape
+    if "attention_mask" in batch:
+        return torch.arange(rows, device=found.columns.device)[:, None].expand(rows, columns)
+    borders = batch["cu_seq_lens_q"][1:].contiguous()
+    return torch.searchsorted(borders, found.columns + 1, right=True)[None]
+
+
 class Meter(TrainerCallback):
     """Measures since the last line of the log.
 
@@ -142,25 +151,22 @@ class Meter(TrainerCallback):
         self._batches += batches
 
     def add_losses(self, batch: dict[str, Any], found: TokenLosses) -> None:
-        """The losses of a micro-batch, each to its data set."""
+        """The token losses of a micro-batch, each to its data set."""
         if len(self.names) < 2:
             return
-        rows, columns = found.losses.shape
-        if "attention_mask" in batch:
-            sample = torch.arange(rows, device=found.columns.device)[:, None].expand(rows, columns)
-        else:
-            borders = batch["cu_seq_lens_q"][1:].contiguous()
-            sample = torch.searchsorted(borders, found.columns + 1, right=True)[None]
         # What modality.complete adds is of no data set and carries no loss.
-        names = pad(batch["dataset"], (0, 1))[sample].flatten()
+        names = pad(batch["dataset"], (0, 1))[samples_of_losses(batch, found)].flatten()
         labels = batch["labels"][:, found.columns + 1]
         counted = (labels != -100).double()
         if "loss_weights" in batch:
             counted = counted * batch["loss_weights"][:, found.columns + 1]
+        self.add_named(names, found.losses.flatten(), counted.flatten())
+
+    def add_named(self, names: torch.Tensor, losses: torch.Tensor, counted: torch.Tensor) -> None:
+        """Losses [n] of the data sets `names` int64 [n], and what each counts [n]."""
         if self._losses is None:
             self._losses = torch.zeros(2, len(self.names), dtype=torch.float64, device=names.device)
-        parts = torch.stack([found.losses.detach().double().flatten(), counted.flatten()])
-        self._losses.index_add_(1, names, parts)
+        self._losses.index_add_(1, names, torch.stack([losses.detach().double(), counted.double()]))
 
     def report(self, accelerator: Accelerator) -> dict[str, float]:
         """The numbers since the last report, the same on every process; all must ask."""

@@ -38,7 +38,10 @@ logger = logging.getLogger("qwenvl.train")
 
 
 def build_trainer(
-    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    kind: type[QwenVLTrainer] = QwenVLTrainer,
 ) -> QwenVLTrainer:
     """Everything before the first step; data are checked before the model is loaded.
 
@@ -56,14 +59,15 @@ def build_trainer(
         model_config=config,
         model_max_length=training_args.model_max_length,
         seed=training_args.seed,
+        pairs=kind.pairs,
     )
-    evaluation.check(training_args, data_module["eval_dataset"])
+    evaluation.check(training_args, data_module["eval_dataset"], kind.measured)
     model = load_model(config, model_args, data_args, training_args)
     if training_args.lora_enable:
         model = add_adapters(model_args, training_args, model)
     else:
         set_model(model_args, model)
-    trainer = QwenVLTrainer(
+    trainer = kind(
         model=model,
         processor=processor,
         stored_dtype=dtype,
@@ -81,11 +85,14 @@ def build_trainer(
 
 
 def train(
-    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    kind: type[QwenVLTrainer] = QwenVLTrainer,
 ) -> QwenVLTrainer:
     """Train and save; returns the trainer, whose `state.log_history` holds the loss curve."""
     checkpoint = checkpoint_to_resume(str(training_args.output_dir), training_args.resume_from_checkpoint)
-    trainer = build_trainer(model_args, data_args, training_args)
+    trainer = build_trainer(model_args, data_args, training_args, kind)
     if checkpoint is not None:
         logger.info("going on from %s", checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -93,21 +100,20 @@ def train(
     return trainer
 
 
-def main() -> None:
-    """The command line."""
-    kinds = (ModelArguments, DataArguments, TrainingArguments)
-    parser = transformers.HfArgumentParser(cast(Any, kinds))
+def main(kind: type[QwenVLTrainer] = QwenVLTrainer) -> None:
+    """The command line of a kind of training."""
+    parser = transformers.HfArgumentParser(cast(Any, kind.arguments))
     model_args, data_args, training_args = parser.parse_args_into_dataclasses()
     transformers.logging.disable_progress_bar()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if training_args.process_index == 0:
         logging.getLogger("qwenvl").setLevel(logging.INFO)
     try:
-        trainer = train(model_args, data_args, training_args)
+        trainer = train(model_args, data_args, training_args, kind)
     except ValueError as error:
         # One message, not one traceback a process.
         logger.debug("traceback", exc_info=True)
-        message = f"train_qwen: {error}"
+        message = f"{kind.program}: {error}"
         _leave_for_torchrun(message)
         sys.exit(message if training_args.local_process_index == 0 else 1)
     # Left to the interpreter's end, the threads of the process group can abort a process that is done.

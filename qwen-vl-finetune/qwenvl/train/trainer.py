@@ -16,14 +16,14 @@ import dataclasses
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, ProcessorMixin, Trainer
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from qwen_vl_utils import scale_pixels
 from qwenvl.data.data_processor import StreamedDataset
@@ -73,6 +73,11 @@ class QwenVLTrainer(Trainer):
 
     processor: saved with every checkpoint; stored_dtype: what the weights are finally saved as.
     """
+
+    program: ClassVar[str] = "train_qwen"
+    arguments: ClassVar[tuple[type, ...]] = (ModelArguments, DataArguments, TrainingArguments)
+    pairs: ClassVar[bool] = False  # Whether rows have two answers.
+    measured: ClassVar[tuple[str, ...]] = ("loss",)  # Of an evaluation set, the loss first.
 
     args: TrainingArguments
     model: Any  # The base class allows for none; here there always is one.
@@ -168,7 +173,7 @@ class QwenVLTrainer(Trainer):
         return max(step, int(steps * min(self.clock.agreed / self.clock.limit, 1.0)))
 
     def get_batch_samples(self, epoch_iterator, num_batches, device) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimiser step, and its loss tokens over all of them and all ranks."""
+        """The micro-batches of one optimiser step, and its `items` over all of them and all ranks."""
         batches = []
         for _ in range(num_batches):
             with self.meter.waiting():
@@ -185,7 +190,11 @@ class QwenVLTrainer(Trainer):
         self.clock.agreed, work = total[0], Work(*total[1:])
         self.meter.add(work, len(batches))
         self._step_tokens = work.tokens
-        return batches, work.loss_tokens
+        return batches, self.items(work)
+
+    def items(self, work: Work) -> float:
+        """What the loss is a mean over."""
+        return work.loss_tokens
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """A collated batch on its device, pixels scaled to float32."""
@@ -196,18 +205,26 @@ class QwenVLTrainer(Trainer):
         seen = inputs
         if self.split_weights() or self._visual_trained():
             seen = modality.complete(inputs, self.vl_config, each=self.split_weights())
-        with self.experts.recording() if self.experts else nullcontext():
-            found = token_losses(model, seen)
-        total = found.losses.sum()
+        total, outputs = self.objective(model, seen)
         if num_items_in_batch is None:  # Not from the training loop: the batch's own mean.
-            loss = total / (count_loss_tokens(inputs) or 1)
+            loss = total / (self.items(Work(*self.meter.work(inputs).tolist())) or 1)
         else:  # The base class hands on what get_batch_samples counted.
             loss = total * (self.accelerator.num_processes / (num_items_in_batch or 1))
-            self.meter.add_losses(seen, found)
             if self.experts:
                 balance = self.experts.loss(inputs, self._step_tokens, self.over_processes)
                 loss = loss + balance * (self.balance_coefficient * self.accelerator.num_processes)
-        return (loss, found.outputs) if return_outputs else loss
+        return (loss, outputs) if return_outputs else loss
+
+    def objective(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        """The sum of a training batch's losses over its `items`, and the model's outputs."""
+        found = self.trained_losses(model, inputs)
+        self.meter.add_losses(inputs, found)
+        return found.losses.sum(), found.outputs
+
+    def trained_losses(self, model: torch.nn.Module, inputs: dict[str, Any]) -> TokenLosses:
+        """The token losses by the model that is trained, whose experts are watched."""
+        with self.experts.recording() if self.experts else nullcontext():
+            return token_losses(model, inputs)
 
     def over_processes(self, part: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes."""
@@ -215,8 +232,8 @@ class QwenVLTrainer(Trainer):
         assert isinstance(total, torch.Tensor)
         return total
 
-    def loss_sums(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sum of an evaluation batch's token losses, and its loss tokens.
+    def eval_sums(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The `items` of an evaluation batch, and the sums over them of what is `measured`, float64.
 
         No process waits for another, except where weights are split over them: there all must come here
         equally often.
@@ -224,10 +241,13 @@ class QwenVLTrainer(Trainer):
         inputs = seen = self._prepare_inputs(batch)
         if self.split_weights():
             seen = modality.complete(inputs, self.vl_config, each=True)
-        model = self.model_wrapped if self.split_weights() else self.model
         with self.compute_loss_context_manager():
-            losses = token_losses(model, seen).losses
-        return losses.double().sum(), count_loss_tokens(inputs)
+            return self.measure(self.model_wrapped if self.split_weights() else self.model, seen)
+
+    def measure(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """`eval_sums` of a batch on the device in which every process runs the same modules."""
+        losses = token_losses(model, inputs).losses
+        return torch.stack([count_loss_tokens(inputs).double(), losses.double().sum()])
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """The exact losses of all evaluation sets, and answers; see `evaluation`."""
@@ -286,6 +306,7 @@ class QwenVLTrainer(Trainer):
             self.save_model(f"{output_dir}/adapter")
             if self.args.should_save:
                 base = self.model_args.model_name_or_path
+                unset_hf_deepspeed_config()  # Under ZeRO-3 the base would be split while it loads.
                 adapters.merge(f"{output_dir}/adapter", output_dir, base, self.args.cache_dir)
                 self._save_beside(Path(output_dir))
             self.save_state()
