@@ -181,7 +181,8 @@ def test_answers_and_losses_are_those_of_plain_transformers(family, tuned, check
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
     rows = json.loads((data.parent / "mixed.json").read_text())
     items = trainer.train_dataset
-    found = trainer.pair_losses(trainer.model, FlattenedCollator()([items[n] for n in range(len(items))]))
+    batch = FlattenedCollator()([items[n] for n in range(len(items))])
+    found = trainer.pair_losses(trainer.model, trainer._prepare_inputs(batch))
 
     plain = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
     reference = plain_log_probabilities(plain, base, rows, data.parent)
