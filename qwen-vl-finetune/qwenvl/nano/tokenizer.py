@@ -16,6 +16,8 @@ FAMILY_TEMPLATE = {
     "qwen2_5_vl": "qwen2_vl.jinja",
     "qwen3_vl": "qwen3_vl.jinja",
     "qwen3_vl_moe": "qwen3_vl.jinja",
+    "qwen3_5": "qwen3_vl.jinja",
+    "qwen3_5_moe": "qwen3_vl.jinja",
 }
 
 # In the order of the published vocabulary; those in PLAIN are ordinary text that decoding keeps.

@@ -28,7 +28,7 @@ from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArgumen
 
 logger = logging.getLogger(__name__)
 
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 
 
 def load_config(model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedConfig:
@@ -96,8 +96,10 @@ def load_model(
     )
     patches = model.model.visual.patch_embed
     patches.proj = PatchProjection(patches.proj)
-    if named is None and (data_args.data_flatten or data_args.data_packing):
-        attention.enable(model)
+    if data_args.data_flatten or data_args.data_packing:
+        attention.separate(model)
+        if named is None:
+            attention.enable(model)
     logger.info("%s: %s, attention %s", path, type(model).__name__, model.config._attn_implementation)
     return model
 
