@@ -10,9 +10,9 @@ picture, frame or window.  `enable` switches a loaded model to this through the 
 interface; no class is patched.
 
 Qwen3.5's layers of linear attention know no segments: their convolution and their recurrence run on over the
-end of a sample.  `separate` hands them a flattened row as a batch of its samples, so that neither the library's
-PyTorch code nor the kernels that it takes where they are installed (flash-linear-attention, causal-conv1d; not
-tried here) see a border.
+end of a sample.  `separate` hands them a flattened row as a batch of its samples, so that no border is left to
+see, for the library's PyTorch code or for the kernels that it takes where they are installed
+(flash-linear-attention and causal-conv1d, which need CUDA and were not tried here).
 
 On CUDA, in half precision, the variable-length kernel runs: flash-attn where it is installed, else the one
 that comes with torch.  Everywhere else segments are batched by length and run through torch's own attention.
@@ -215,7 +215,7 @@ def _each_segment(
     segments: Segments | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """Linear attention of a flattened row, hidden_states [1, T, C] -> [1, T, C], from `forward` over batches."""
+    """Linear attention within each segment, [1, T, C] -> [1, T, C], from a `forward` that knows batches."""
     if segments is None:
         return forward(hidden_states, **kwargs)
     # A padded place comes after its segment's own tokens, which no linear attention looks forward from.
