@@ -8,9 +8,9 @@
 
 Counted are multiply-adds of one forward pass; twice as many floating-point operations. Norms, activations,
 rotary embeddings, softmax and what adapters add are left out. A token of a MoE passes through its router and
-num_experts_per_tok experts, in Qwen3.5 through one more that all share. The recurrence is counted step by step
-(three times a head's state); what computing it in chunks adds is left out too.  Source of the layers: the model
-library's modelling code of each family.
+num_experts_per_tok experts, in Qwen3.5 through one more that all share. The recurrence is counted token by
+token (three times a head's state); what computing it in chunks adds is left out too.  Source of the layers:
+the model library's modelling code of each family.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def get_rope_index_3(
     video_token_id: int,
     tokens_per_second: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Qwen3-VL and Qwen3.5, dense and MoE: as `get_rope_index_2`, each grid row of a video a block of its own."""
+    """Qwen3-VL and Qwen3.5, dense and MoE: as `get_rope_index_2`, each grid row of a video its own block."""
     videos = [
         Block(1, block.height, block.width) for block in _blocks(video_grid_thw) for _ in range(block.time)
     ]

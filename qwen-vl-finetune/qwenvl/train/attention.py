@@ -10,8 +10,8 @@ picture, frame or window.  `enable` switches a loaded model to this through the 
 interface; no class is patched.
 
 Qwen3.5's layers of linear attention know no segments: their convolution and their recurrence run on over the
-end of a sample.  `separate` hands them a flattened row as a batch of its samples, so that no border is left to
-see, for the library's PyTorch code or for the kernels that it takes where they are installed
+end of a sample.  `separate` hands them a flattened row as a batch of its samples, so that no border is left,
+neither for the library's PyTorch code nor for the kernels that it takes where they are installed
 (flash-linear-attention and causal-conv1d, which need CUDA and were not tried here).
 
 On CUDA, in half precision, the variable-length kernel runs: flash-attn where it is installed, else the one

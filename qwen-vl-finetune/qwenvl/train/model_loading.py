@@ -94,6 +94,8 @@ def load_model(
         cache_dir=training_args.cache_dir,
         **_quantised(config, training_args),
     )
+    if training_args.deepspeed:
+        _gather_linear_attention_whole(model)
     patches = model.model.visual.patch_embed
     patches.proj = PatchProjection(patches.proj)
     if data_args.data_flatten or data_args.data_packing:
@@ -102,6 +104,18 @@ def load_model(
             attention.enable(model)
     logger.info("%s: %s, attention %s", path, type(model).__name__, model.config._attn_implementation)
     return model
+
+
+def _gather_linear_attention_whole(model: PreTrainedModel) -> None:
+    """Have ZeRO-3 gather a layer of linear attention in one go.
+
+    It runs as often as a flattened row has kinds of lengths, which differs between processes: gathered part by
+    part, they would wait for each other for ever.
+    """
+    from deepspeed.utils import set_z3_leaf_modules  # pyright: ignore[reportMissingImports]
+
+    if any(isinstance(module, attention.LINEAR) for module in model.modules()):
+        set_z3_leaf_modules(model, [*attention.LINEAR], raise_if_not_found=False)
 
 
 class PatchProjection(nn.Module):
