@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -206,7 +206,7 @@ def separate(model: PreTrainedModel) -> None:
     """
     for module in model.modules():
         if isinstance(module, LINEAR):
-            module.forward = partial(_each_segment, module.forward)
+            module.forward = cast(Any, partial(_each_segment, module.forward))
 
 
 def _each_segment(

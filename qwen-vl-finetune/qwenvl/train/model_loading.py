@@ -34,7 +34,8 @@ MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", 
 def load_config(model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedConfig:
     """The checkpoint's configuration.
 
-    Raises ValueError for a model_type that is no Qwen-VL family, and for samples split over processes.
+    Raises ValueError for a model_type that is no Qwen-VL family, for samples split over processes, and for
+    Qwen3.5 under ZeRO-3.
     """
     _refuse_split_samples(training_args)
     path = model_args.model_name_or_path
@@ -42,6 +43,12 @@ def load_config(model_args: ModelArguments, training_args: TrainingArguments) ->
     if config.model_type not in MODEL_TYPES:
         raise ValueError(
             f"{path}: model_type {config.model_type!r} in config.json is not one of {', '.join(MODEL_TYPES)}"
+        )
+    zero3 = training_args.deepspeed and training_args.hf_deepspeed_config.is_zero3()
+    if zero3 and config.model_type.startswith("qwen3_5"):
+        raise ValueError(
+            f"--deepspeed {training_args.deepspeed}: ZeRO-3 gathers weights as modules run, and linear attention "
+            f"({config.model_type}) runs its parts otherwise in each process; use scripts/zero2.json"
         )
     return config
 
@@ -94,8 +101,6 @@ def load_model(
         cache_dir=training_args.cache_dir,
         **_quantised(config, training_args),
     )
-    if training_args.deepspeed:
-        _gather_linear_attention_whole(model)
     patches = model.model.visual.patch_embed
     patches.proj = PatchProjection(patches.proj)
     if data_args.data_flatten or data_args.data_packing:
@@ -104,18 +109,6 @@ def load_model(
             attention.enable(model)
     logger.info("%s: %s, attention %s", path, type(model).__name__, model.config._attn_implementation)
     return model
-
-
-def _gather_linear_attention_whole(model: PreTrainedModel) -> None:
-    """Have ZeRO-3 gather a layer of linear attention in one go.
-
-    It runs as often as a flattened row has kinds of lengths, which differs between processes: gathered part by
-    part, they would wait for each other for ever.
-    """
-    from deepspeed.utils import set_z3_leaf_modules  # pyright: ignore[reportMissingImports]
-
-    if any(isinstance(module, attention.LINEAR) for module in model.modules()):
-        set_z3_leaf_modules(model, [*attention.LINEAR], raise_if_not_found=False)
 
 
 class PatchProjection(nn.Module):
