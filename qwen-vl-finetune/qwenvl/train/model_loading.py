@@ -47,8 +47,8 @@ def load_config(model_args: ModelArguments, training_args: TrainingArguments) ->
     zero3 = training_args.deepspeed and training_args.hf_deepspeed_config.is_zero3()
     if zero3 and config.model_type.startswith("qwen3_5"):
         raise ValueError(
-            f"--deepspeed {training_args.deepspeed}: ZeRO-3 gathers weights as modules run, and linear attention "
-            f"({config.model_type}) runs its parts otherwise in each process; use scripts/zero2.json"
+            f"--deepspeed {training_args.deepspeed}: ZeRO-3 gathers weights as modules run, and the linear "
+            f"attention of {config.model_type} runs otherwise in each process; use scripts/zero2.json"
         )
     return config
 
