@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from qwenvl.data.rope2d import STRATEGIES, RopeIndex, get_rope_index_25
-from qwenvl.nano import published_model, qwen_tokenizer
+from qwenvl.nano import FAMILIES, published_model, qwen_tokenizer
 
 PUBLISHED = {"qwen2_vl": "7B", "qwen2_5_vl": "7B", "qwen3_vl": "8B", "qwen3_vl_moe": "30B-A3B"}
 
@@ -27,11 +27,11 @@ def models():
     return {}
 
 
-@pytest.fixture(params=["nano", "published"])
-def model(request, family, models, checkpoints):
+@pytest.fixture(params=[("nano", name) for name in FAMILIES] + [("published", name) for name in PUBLISHED])
+def model(request, models, checkpoints):
     """A model on the meta device: positions need no weights."""
-    key = (request.param, family)
-    if key not in models and request.param == "nano":
+    key = size, family = request.param
+    if key not in models and size == "nano":
         with torch.device("meta"):
             models[key] = AutoModelForImageTextToText.from_config(
                 AutoConfig.from_pretrained(checkpoints[family])

@@ -1,6 +1,7 @@
 """The command line: flags and defaults of the original, and every flag of Hugging Face."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import transformers
@@ -111,3 +112,12 @@ def test_another_kind_of_model_is_refused(tmp_path):
     model, _, training = parse(f"--model_name_or_path {tmp_path}")
     with pytest.raises(ValueError, match=r"'llama'.*qwen3_vl"):
         load_config(model, training)
+
+
+def test_zero3_is_refused_for_linear_attention(tmp_path, checkpoints):
+    model_args = ModelArguments(model_name_or_path=str(checkpoints["qwen3_5"]))
+    args = TrainingArguments(output_dir=str(tmp_path), report_to="none")
+    assert load_config(model_args, args).model_type == "qwen3_5"
+    args.deepspeed, args.hf_deepspeed_config = "zero3.json", SimpleNamespace(is_zero3=lambda: True)
+    with pytest.raises(ValueError, match=r"--deepspeed zero3\.json: ZeRO-3 .* use scripts/zero2\.json"):
+        load_config(model_args, args)

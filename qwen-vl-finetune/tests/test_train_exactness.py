@@ -83,6 +83,7 @@ def difference(gradients: dict, expected: dict) -> float:
 
 
 CASES = [(family, None) for family in FAMILIES] + [("qwen2_5_vl", "eager"), ("qwen3_vl", "eager")]
+CASES += [("qwen3_5", "eager")]
 
 
 @pytest.mark.parametrize(("family", "named"), CASES)

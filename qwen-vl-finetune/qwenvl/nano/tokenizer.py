@@ -10,12 +10,15 @@ from typing import Any, cast
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
+from transformers.models.qwen3_5 import Qwen3_5Tokenizer
 
 FAMILY_TEMPLATE = {
     "qwen2_vl": "qwen2_vl.jinja",
     "qwen2_5_vl": "qwen2_vl.jinja",
     "qwen3_vl": "qwen3_vl.jinja",
     "qwen3_vl_moe": "qwen3_vl.jinja",
+    "qwen3_5": "qwen3_vl.jinja",
+    "qwen3_5_moe": "qwen3_vl.jinja",
 }
 
 # In the order of the published vocabulary; those in PLAIN are ordinary text that decoding keeps.
@@ -37,7 +40,7 @@ def chat_template(family: str) -> str:
     return (files("qwenvl.nano") / "templates" / FAMILY_TEMPLATE[family]).read_text(encoding="utf-8")
 
 
-def nano_tokenizer(family: str) -> Qwen2Tokenizer:
+def nano_tokenizer(family: str) -> Qwen2Tokenizer | Qwen3_5Tokenizer:
     """A byte-level BPE of at most `NANO_VOCABULARY` tokens, special ones included.
 
     Trained on the word list beside this file, so that it is the same on every machine; any other text
@@ -57,7 +60,7 @@ def nano_tokenizer(family: str) -> Qwen2Tokenizer:
     return _family_tokenizer(json.loads(bpe.to_str())["model"], family)
 
 
-def qwen_tokenizer(family: str, folder: str | Path) -> Qwen2Tokenizer:
+def qwen_tokenizer(family: str, folder: str | Path) -> Qwen2Tokenizer | Qwen3_5Tokenizer:
     """The published vocabulary (151,669 tokens) from a folder that holds Qwen's `tokenizer.json`."""
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
@@ -65,11 +68,12 @@ def qwen_tokenizer(family: str, folder: str | Path) -> Qwen2Tokenizer:
     return _family_tokenizer(json.loads(path.read_text(encoding="utf-8"))["model"], family)
 
 
-def _family_tokenizer(bpe: dict, family: str) -> Qwen2Tokenizer:
+def _family_tokenizer(bpe: dict, family: str) -> Qwen2Tokenizer | Qwen3_5Tokenizer:
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in bpe["merges"]]
     options: dict[str, Any] = dict(vocab=bpe["vocab"], merges=merges, unk_token=None)
     # Built with <|endoftext|> alone at first: the rest then gets its ids in the published order.
-    tokenizer = Qwen2Tokenizer(**options, model_max_length=4096)
+    kind = Qwen3_5Tokenizer if family.startswith("qwen3_5") else Qwen2Tokenizer
+    tokenizer = kind(**options, model_max_length=4096)
     marked = [AddedToken(token, special=token in SPECIAL, normalized=False) for token in SPECIAL + PLAIN]
     tokenizer.add_tokens(cast(list, marked))
     tokenizer.eos_token = "<|im_end|>"

@@ -3,7 +3,7 @@
 --lora_components language,experts    these get adapters
 --tune_mm_mlp True                    not among them, so trained in full and saved with the adapters
 
-         language                  merger, vision           experts (Qwen3-VL-MoE)
+         language                  merger, vision           experts of a mixture
 on       each linear layer         each linear layer        the fused parameters, [E, out, in]
 not on   lm_head, routers          the patch embedding
 
@@ -138,6 +138,8 @@ def vllm_objections(config: LoraConfig) -> list[str]:
         objections.append("it takes no weights trained in full")
     if config.target_parameters:
         objections.append("PEFT's form of adapters on fused experts is not tested with it")
+    if any(".linear_attn." in name for name in config.target_modules or ()):
+        objections.append("adapters on linear attention are not tested with it")
     if any("visual." in name for name in config.target_modules or ()):
         objections.append("it leaves out what is in the vision tower and the mergers")
     return objections
@@ -152,7 +154,7 @@ def quantisation(training_args: TrainingArguments, config: PreTrainedConfig) -> 
     kind = training_args.lora_quantize
     if kind is None:
         return None
-    if config.model_type == "qwen3_vl_moe":
+    if config.model_type.endswith("_moe"):
         raise ValueError(
             f"--lora_quantize {kind}: bitsandbytes quantises linear layers, and the experts of "
             f"{config.model_type} are fused parameters; train it without the flag"

@@ -9,6 +9,11 @@ forward arguments (`model(..., segments=...)`); the vision tower makes its own `
 picture, frame or window.  `enable` switches a loaded model to this through the model library's attention
 interface; no class is patched.
 
+Qwen3.5's layers of linear attention know no segments: their convolution and their recurrence run on over the
+end of a sample.  `separate` hands them a flattened row as a batch of its samples, so that no border is left,
+neither for the library's PyTorch code nor for the kernels that it takes where they are installed
+(flash-linear-attention and causal-conv1d, which need CUDA and were not tried here).
+
 On CUDA, in half precision, the variable-length kernel runs: flash-attn where it is installed, else the one
 that comes with torch.  Everywhere else segments are batched by length and run through torch's own attention.
 """
@@ -16,19 +21,23 @@ that comes with torch.  Everywhere else segments are batched by length and run t
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
+from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeGatedDeltaNet
 
 # The model library hands segments to the vision tower's attention only where the name contains "flash".
 NAME = "qwenvl_flash_varlen"
+
+LINEAR = (Qwen3_5GatedDeltaNet, Qwen3_5MoeGatedDeltaNet)
 
 # Causal segments may be padded to the longest of their bucket, by at most this factor.
 _PADDING = 1.25
@@ -188,6 +197,32 @@ def enable(model: PreTrainedModel) -> None:
     AttentionMaskInterface.register(NAME, _no_mask)
     for config in _configs(model.config):
         config._attn_implementation = NAME
+
+
+def separate(model: PreTrainedModel) -> None:
+    """Have a loaded model's linear attention, where it has some, keep the segments of a batch apart.
+
+    Batches without `segments` pass as ever.  Needed whatever implementation the other layers' attention has.
+    """
+    for module in model.modules():
+        if isinstance(module, LINEAR):
+            module.forward = cast(Any, partial(_each_segment, module.forward))
+
+
+def _each_segment(
+    forward: Callable[..., torch.Tensor],
+    hidden_states: torch.Tensor,
+    segments: Segments | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Linear attention within each segment, [1, T, C] -> [1, T, C], from a `forward` that knows batches."""
+    if segments is None:
+        return forward(hidden_states, **kwargs)
+    # A padded place comes after its segment's own tokens, which no linear attention looks forward from.
+    rows = [forward(hidden_states[0, index.clamp(min=0)], **kwargs) for index in segments.causal_buckets]
+    real = [index >= 0 for index in segments.causal_buckets]
+    places = torch.cat([index[kept] for index, kept in zip(segments.causal_buckets, real, strict=True)])
+    return torch.cat([row[kept] for row, kept in zip(rows, real, strict=True)])[places.argsort()][None]
 
 
 @contextmanager

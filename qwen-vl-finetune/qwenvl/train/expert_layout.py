@@ -9,6 +9,9 @@ down_proj    [E, inner, hidden]        [E, hidden, inner]
 The library loads both, telling them apart by their shape, but it saves only its own (`Transpose` with
 `check_dims` in transformers' conversion_mapping.py, read in 5.19).  It always normalises the weights of the
 chosen experts and leaves `norm_topk_prob` out of config.json; vLLM does not start without it.
+
+A Qwen3.5-MoE needs nothing: the library saves its experts as it found them, fused [E, 2 * inner, hidden] or
+one by one, and vLLM loads both (read in its `RoutedExperts`, 0.32).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Experts of a Qwen3-VL-MoE in training: the loss that balances their load, and what the log says of them.
+"""Experts of a mixture in training: the loss that balances their load, and what the log says of them.
 
     router logits, one [tokens, experts] a layer -> padding dropped -> probabilities, top_k chosen
       -> tokens an expert gets [layers, experts], probability it is given [layers, experts]
@@ -23,16 +23,18 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeTopKRouter
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextTopKRouter
 
 from qwenvl.train.argument import TrainingArguments
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]
+Router = Qwen3VLMoeTextTopKRouter | Qwen3_5MoeTopKRouter
 
 
-def find_routers(model: nn.Module) -> list[Qwen3VLMoeTextTopKRouter]:
+def find_routers(model: nn.Module) -> list[Router]:
     """The routers of a model, in the order of its layers; none in a dense one."""
-    return [module for module in model.modules() if isinstance(module, Qwen3VLMoeTextTopKRouter)]
+    return [module for module in model.modules() if isinstance(module, Router)]
 
 
 def balance_coefficient(model: PreTrainedModel, args: TrainingArguments) -> float:

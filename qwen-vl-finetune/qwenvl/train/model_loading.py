@@ -28,13 +28,14 @@ from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArgumen
 
 logger = logging.getLogger(__name__)
 
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 
 
 def load_config(model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedConfig:
     """The checkpoint's configuration.
 
-    Raises ValueError for a model_type that is no Qwen-VL family, and for samples split over processes.
+    Raises ValueError for a model_type that is no Qwen-VL family, for samples split over processes, and for
+    Qwen3.5 under ZeRO-3.
     """
     _refuse_split_samples(training_args)
     path = model_args.model_name_or_path
@@ -42,6 +43,12 @@ def load_config(model_args: ModelArguments, training_args: TrainingArguments) ->
     if config.model_type not in MODEL_TYPES:
         raise ValueError(
             f"{path}: model_type {config.model_type!r} in config.json is not one of {', '.join(MODEL_TYPES)}"
+        )
+    zero3 = training_args.deepspeed and training_args.hf_deepspeed_config.is_zero3()
+    if zero3 and config.model_type.startswith("qwen3_5"):
+        raise ValueError(
+            f"--deepspeed {training_args.deepspeed}: ZeRO-3 gathers weights as modules run, and the linear "
+            f"attention of {config.model_type} runs otherwise in each process; use scripts/zero2.json"
         )
     return config
 
@@ -96,8 +103,10 @@ def load_model(
     )
     patches = model.model.visual.patch_embed
     patches.proj = PatchProjection(patches.proj)
-    if named is None and (data_args.data_flatten or data_args.data_packing):
-        attention.enable(model)
+    if data_args.data_flatten or data_args.data_packing:
+        attention.separate(model)
+        if named is None:
+            attention.enable(model)
     logger.info("%s: %s, attention %s", path, type(model).__name__, model.config._attn_implementation)
     return model
 

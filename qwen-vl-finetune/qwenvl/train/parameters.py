@@ -91,12 +91,14 @@ def set_model(model_args: ModelArguments, model: nn.Module) -> None:
 
 
 def undecayed_parameters(model: nn.Module) -> set[str]:
-    """Names of what gets no weight decay: biases, norm weights, and the magnitudes of DoRA adapters."""
+    """Names of what gets no weight decay: biases, norm weights, the decay rates of linear attention, and the
+    magnitudes of DoRA adapters.
+    """
     names = set()
     for prefix, module in model.named_modules():
-        norm = type(module).__name__.endswith("Norm")
+        norm = type(module).__name__.endswith(("Norm", "NormGated"))
         for name, _ in module.named_parameters(recurse=False):
-            if norm or name.endswith("bias") or "lora_magnitude_vector" in prefix:
+            if norm or name.endswith(("bias", "A_log")) or "lora_magnitude_vector" in prefix:
                 names.add(f"{prefix}.{name}" if prefix else name)
     return names
 
