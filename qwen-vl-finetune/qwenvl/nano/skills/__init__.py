@@ -1,0 +1,19 @@
+"""The skills of the small model: each makes questions with true answers about pictures that it draws.
+
+    (skill, split, seed) -> Random -> Skill.make -> Example(question, answer, media) -> a row for training
+                                                                                  \\-> a question of nanobench
+
+The same three always give the same example. What the test keeps from training, whole pairs of shape and
+colour, pictograms, fonts, layouts, is said by each skill's ``held_out``; the words of the prompts are shared.
+"""
+
+from qwenvl.nano.skills import charts, code, screens, solids, text, things, video
+from qwenvl.nano.skills.base import FPS, SPLITS, Example, Skill
+
+SKILLS: dict[str, Skill] = {
+    skill.name: skill
+    for module in (things, text, screens, video, charts, solids, code)
+    for skill in module.SKILLS
+}
+
+__all__ = ["FPS", "SKILLS", "SPLITS", "Example", "Skill"]
