@@ -116,7 +116,7 @@ def _pie(random: Random, split: str) -> Example:
 def table(random: Random, split: str) -> Example:
     """A cell of a table of three or four rows and two or three columns of numbers."""
     rows = random.sample(random.choice(NAMES[split]), random.randint(3, 4))
-    columns = random.sample(("price", "time", "size", "total", "number"), random.randint(2, 3))
+    columns = random.sample(("price", "time", "size", "total", "age"), random.randint(2, 3))
     cells = [[str(random.randint(1, 99)) for _ in columns] for _ in rows]
     picture = Image.new("RGB", (192, 128), (random.randint(240, 255),) * 3)
     pen, fill = ImageDraw.Draw(picture), (random.randint(0, 60),) * 3
@@ -129,9 +129,8 @@ def table(random: Random, split: str) -> Example:
     for number, texts in enumerate([["", *columns], *([r, *c] for r, c in zip(rows, cells, strict=True))]):
         y = 4 + high * number
         for place, text in enumerate(texts):
-            write(
-                pen, (left + (60 + wide * (place - 1) if place else 0), y + 6), text, font, fill
-            ) if text else None
+            x = left + (60 + wide * (place - 1) if place else 0)
+            write(pen, (x, y + 6), text, font, fill)
         if lines:
             pen.line((left - 4, math.floor(y), 188, math.floor(y)), fill=fill)
     row, column = random.randrange(len(rows)), random.randrange(len(columns))

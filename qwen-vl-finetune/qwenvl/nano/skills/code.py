@@ -12,8 +12,10 @@ from qwenvl.nano.skills.base import Example, Skill, relative
 from qwenvl.nano.skills.text import words, write
 
 SIDE = 128  # pixels of a drawing whose view box is 100 wide
-RGB = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255), "orange": (255, 165, 0),
-       "purple": (128, 0, 128), "black": (0, 0, 0), "teal": (0, 128, 128), "brown": (165, 42, 42)}  # fmt: skip
+RGB = {
+    "red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255), "orange": (255, 165, 0),
+    "purple": (128, 0, 128), "black": (0, 0, 0), "teal": (0, 128, 128), "brown": (165, 42, 42),
+}  # fmt: skip
 TAGS = ("rect", "circle", "polygon")
 UNSEEN = frozenset((tag, fill) for row, tag in enumerate(TAGS) for fill in tuple(RGB)[row::4])
 

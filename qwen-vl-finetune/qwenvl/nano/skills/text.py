@@ -198,7 +198,7 @@ def _document(random: Random, split: str) -> tuple[Image.Image, list[tuple[str, 
     picture, pen, fill = _page(random, size)
     parts = []
     y = random.randint(6, 12)
-    plain = _fitting(random, split, "m" * 16, 180, (11, 13))
+    plain = _fitting(random, split, "n" * 17, 180, (11, 13))
     for kind in random.choice(PAGES[split]).split():
         x = random.randint(8, 16)
         if kind == "image":
@@ -220,7 +220,10 @@ def _document(random: Random, split: str) -> tuple[Image.Image, list[tuple[str, 
 
 
 def _table(pen, xy: tuple[int, int], rows: list[list[str]], font: Font, fill) -> canvas.Box:
-    high, wide = font.size + 8, [round(max(font.getlength(row[c]) for row in rows)) + 10 for c in range(2)]
+    high, wide = (
+        round(font.size) + 8,
+        [round(max(font.getlength(row[c]) for row in rows)) + 10 for c in range(2)],
+    )
     x, y = xy
     box = (x, y, x + sum(wide) + 1, y + high * len(rows) + 1)
     for place, row in enumerate(rows):
