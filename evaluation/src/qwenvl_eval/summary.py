@@ -34,6 +34,7 @@ class Summary:
     them. Where the protocol's published code guesses, ``best`` and ``expected`` are what luck and the mean
     of luck would have made of the headline, which never guesses and is the worst case. ``spread``: standard
     deviation of the accuracy over replicates, None for one.
+    ``notes``: the task's own lines of Markdown.
     """
 
     protocol: str
@@ -45,6 +46,7 @@ class Summary:
     spread: float | None
     tables: tuple[Table, ...]
     metrics: tuple[Metric, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ def check_complete(predictions: Predictions) -> None:
 
 def summarise(task: Task, protocol: str, judged: Sequence[Judged]) -> Summary:
     """The figures of one protocol. Raises ValueError for no verdicts."""
+    everything, judged = judged, task.headline(judged)
     total = len(judged)
     headline = _accuracy(judged)
     guessed = [j.verdict.chance for j in judged if j.verdict.outcome is Outcome.UNPARSED and j.verdict.chance]
@@ -154,6 +157,7 @@ def summarise(task: Task, protocol: str, judged: Sequence[Judged]) -> Summary:
         spread=spread,
         tables=tuple(table for groups in task.tables if (table := _table(groups, judged)).cells),
         metrics=tuple(task.metrics(protocol, judged)),
+        notes=tuple(task.notes(everything)),
     )
 
 

@@ -126,6 +126,14 @@ class Task(ABC):
         benchmark's.
         """
 
+    def headline(self, judged: Sequence[Judged]) -> Sequence[Judged]:
+        """Those that the share of right answers and the tables are about; the others serve ``notes``."""
+        return judged
+
+    def notes(self, judged: Sequence[Judged]) -> list[str]:
+        """Lines of Markdown that stand below the headline, such as a table of the benchmark's own."""
+        return []
+
     def metrics(self, protocol: str, judged: Sequence[Judged]) -> list[Metric]:
         """Figures that the share of right answers is not, the benchmark's own headline first."""
         return []

@@ -86,7 +86,7 @@ class Scene:
     seed: int
 
 
-def _near(random: Random, anchor: tuple[int, int, int], spread: int = 12) -> tuple[int, int, int]:
+def near(random: Random, anchor: tuple[int, int, int], spread: int = 12) -> tuple[int, int, int]:
     r, g, b = (min(255, max(0, value + random.randint(-spread, spread))) for value in anchor)
     return r, g, b
 
@@ -101,7 +101,7 @@ def make_scene(seed: int, *, most_things: int = 5, words: bool = True) -> Scene:
     pale = random.random() < 0.6
     anchor = tuple(random.randint(190, 255) if pale else random.randint(0, 255) for _ in range(3))
     first = (anchor[0], anchor[1], anchor[2])
-    second = _near(random, first, 40)
+    second = near(random, first, 40)
     texture = random.choice(("plain", "plain", "gradient", "noise", "stripes"))
     if words and random.random() < 0.15:
         return Scene((first, second), texture, (), random.choice(WORDS), seed)
@@ -115,7 +115,7 @@ def make_scene(seed: int, *, most_things: int = 5, words: bool = True) -> Scene:
         if any(math.hypot(x - t.x, y - t.y) < 0.95 * (radius + t.radius) for t in things):
             continue
         colour = random.choice(COLOUR_NAMES)
-        rgb = _near(random, random.choice(COLOURS[colour]))
+        rgb = near(random, random.choice(COLOURS[colour]))
         if min(_distance(rgb, first), _distance(rgb, second)) < 60:
             continue
         shape = random.choice(SHAPES)
@@ -170,7 +170,7 @@ def _outline(shape: str) -> tuple[tuple[float, float], ...]:
     return tuple((math.cos(2 * math.pi * i / 30), math.sin(2 * math.pi * i / 30)) for i in range(30))
 
 
-def _corners(thing: Thing, scale: float) -> list[tuple[float, float]]:
+def polygon(thing: Thing, scale: float) -> list[tuple[float, float]]:
     unit = _outline(thing.shape)
     if thing.shape == "rectangle":
         unit = ((-1, -thing.stretch), (1, -thing.stretch), (1, thing.stretch), (-1, thing.stretch))
@@ -212,9 +212,9 @@ def draw(scene: Scene) -> Image.Image:
     canvas = picture.resize((SIZE * 2, SIZE * 2), Image.Resampling.NEAREST) if smooth else picture
     pen = ImageDraw.Draw(canvas)
     for thing in scene.things:
-        corners = _corners(thing, scale)
+        corners = polygon(thing, scale)
         if thing.shape == "ring":
-            inner = _corners(
+            inner = polygon(
                 Thing("circle", "", (0, 0, 0), thing.x, thing.y, 0.55 * thing.radius, 0, 1), scale
             )
             mask = Image.new("L", canvas.size)
@@ -223,7 +223,7 @@ def draw(scene: Scene) -> Image.Image:
             mask_pen.polygon(inner, fill=0)
             canvas.paste(thing.rgb, (0, 0), mask)
         else:
-            edge = _near(random, (60, 60, 60), 40) if random.random() < 0.15 else None
+            edge = near(random, (60, 60, 60), 40) if random.random() < 0.15 else None
             pen.polygon(corners, fill=thing.rgb, outline=edge)
     return canvas.reduce(2) if smooth else canvas
 

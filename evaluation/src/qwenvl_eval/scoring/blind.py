@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+CANDIDATES = 40
 
 
 class BlindAnswers:
@@ -31,3 +34,19 @@ class BlindAnswers:
 
 def _most_frequent(counts: Counter[str]) -> str:
     return min(counts, key=lambda answer: (-counts[answer], answer))
+
+
+def best_constant(
+    targets: Sequence[Mapping[str, Any]], metric: Callable[[str, Mapping[str, Any]], float]
+) -> str:
+    """The one of the targets' own answers that scores best when it is given to all of them.
+
+    For exact match that is the most frequent answer; for boxes and the like, where hardly two are the same,
+    it is the one in the middle. Only the ``CANDIDATES`` most frequent are tried; of equally good ones the
+    first in that order is taken, for equal counts the alphabetical one. Raises ValueError for no targets.
+    """
+    if not targets:
+        raise ValueError("no training targets: there is no constant answer to choose")
+    counts = Counter(target["answer"] for target in targets)
+    candidates = sorted(counts, key=lambda answer: (-counts[answer], answer))[:CANDIDATES]
+    return max(candidates, key=lambda answer: sum(metric(answer, target) for target in targets))

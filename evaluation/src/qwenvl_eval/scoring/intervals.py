@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from random import Random
 from statistics import NormalDist
 
 Z95 = NormalDist().inv_cdf(0.975)
@@ -57,6 +58,22 @@ def accuracy(verdicts: Sequence[bool], clusters: Sequence[Hashable]) -> Accuracy
         effective = total / max(1.0, clustered / independent)
     low, high = wilson(mean, effective)
     return Accuracy(right, total, count, low, high)
+
+
+def mean_interval(scores: Sequence[float], *, resamples: int = 2000) -> tuple[float, float]:
+    """95 % interval of the mean of independent scores in 0..1.
+
+    Wilson's where every score is 0 or 1, and where all are the same; else the percentile bootstrap, seeded.
+    Raises ValueError for no scores.
+    """
+    if not scores:
+        raise ValueError("the mean of no scores: there is nothing to score")
+    mean = sum(scores) / len(scores)
+    if set(scores) <= {0, 1} or len(set(scores)) == 1:
+        return wilson(mean, len(scores))
+    random = Random(0)
+    means = sorted(sum(random.choices(scores, k=len(scores))) / len(scores) for _ in range(resamples))
+    return means[round(0.025 * (resamples - 1))], means[round(0.975 * (resamples - 1))]
 
 
 def wilson(mean: float, size: float) -> tuple[float, float]:

@@ -30,12 +30,13 @@ class Verdict:
 
     ``chance`` is for protocols whose published code guesses where it finds nothing: the share of right
     answers that guessing would have given here, one over what is guessed among. It makes the bracket and
-    never the headline.
+    never the headline. ``score`` is from 0 to 1 where a protocol grades, None where it does not.
     """
 
     outcome: Outcome
     extracted: str = ""
     chance: float = 0.0
+    score: float | None = None
 
     @property
     def right(self) -> bool:

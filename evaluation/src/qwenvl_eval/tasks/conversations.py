@@ -67,7 +67,7 @@ class Conversations(Task):
     def _samples(self, data: Path) -> Iterator[Sample]:
         folder = Path(self.media_dir) if self.media_dir else data.parent
         bounds = {name: getattr(self, name) for name in ("min_pixels", "max_pixels") if getattr(self, name)}
-        for row, (where, record) in enumerate(islice(_records(data), self.limit or None)):
+        for row, (where, record) in enumerate(islice(read_rows(data), self.limit or None)):
             try:
                 yield _sample(row, record, folder, bounds, self.metric)
             except ValueError as error:
@@ -76,7 +76,7 @@ class Conversations(Task):
 
 def question_answer_pairs(annotations: Path) -> Iterator[tuple[str, str]]:
     """Every user turn's text (placeholders taken out) with the assistant turn after it."""
-    for where, record in _records(annotations):
+    for where, record in read_rows(annotations):
         try:
             turns = _turns(record)
         except ValueError as error:
@@ -86,7 +86,7 @@ def question_answer_pairs(annotations: Path) -> Iterator[tuple[str, str]]:
                 yield _question(value), answer
 
 
-def _records(annotations: Path) -> Iterator[tuple[str, Any]]:
+def read_rows(annotations: Path) -> Iterator[tuple[str, Any]]:
     """Each row with how to name it; of a .jsonl one line at a time."""
     if annotations.suffix not in (".json", ".jsonl"):
         raise ValueError(f"{annotations}: the name must end in .json (a list) or .jsonl (a row per line)")

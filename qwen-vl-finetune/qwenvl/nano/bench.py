@@ -1,0 +1,189 @@
+"""Files of the skills: questions for `qwenvl-eval run nanobench`, and conversations to train on.
+
+    .venv/bin/python -m qwenvl.nano.bench output/nanobench                   200 test questions a skill
+    .venv/bin/python -m qwenvl.nano.bench output/corpus --train 100000       training rows, all skills mixed
+
+Both are the same bytes for the same seed and versions of Pillow, PyAV and the fonts.  To train on a corpus,
+register it (`annotation_path = "annotations.jsonl"`, `data_path = "."`) and run `train_qwen.py`, as
+`recipe.teach_language` does.
+"""
+
+import argparse
+import io
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+from PIL import Image
+from tqdm import tqdm
+
+from qwenvl.nano.skills import FPS, SKILLS, Example, Skill
+from qwenvl_eval.scoring.blind import best_constant
+from qwenvl_eval.scoring.skills import METRICS
+
+QUESTIONS = 200  # of each skill
+CHOSEN_FROM = 600  # training examples from which the constant answers of a skill are chosen
+PART = 1000  # rows that are written together; an interrupted corpus goes on after the last part
+GREY = (128, 128, 128)
+
+
+def video_bytes(frames: Sequence[Image.Image]) -> bytes:
+    """The frames as H.264 in MP4 at `FPS`, the same bytes for the same frames."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width, stream.height = frames[0].size
+        stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, FPS)
+        stream.codec_context.thread_count = 1
+        # Presets that look ahead give other bytes now and then.
+        stream.options = {"flags": "+bitexact", "preset": "ultrafast", "crf": "12"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def _save(
+    folder: Path, name: str, pictures: Sequence[Image.Image], frames: Sequence[Image.Image]
+) -> list[str]:
+    """Write pictures, or one video, below ``folder``; their paths in it."""
+    if frames:
+        (folder / f"{name}.mp4").write_bytes(video_bytes(frames))
+        return [f"{name}.mp4"]
+    paths = [f"{name}-{place}.png" for place in range(len(pictures))]
+    for path, picture in zip(paths, pictures, strict=True):
+        picture.save(folder / path, compress_level=1)
+    return paths
+
+
+def _grey(folder: Path, example: Example) -> list[str]:
+    """Grey media of the example's sizes, written once each."""
+    if example.frames:
+        size, count = example.frames[0].size, len(example.frames)
+        name = f"grey/{size[0]}x{size[1]}x{count}"
+        if not (folder / f"{name}.mp4").is_file():
+            _save(folder, name, (), [Image.new("RGB", size, GREY)] * count)
+        return [f"{name}.mp4"]
+    paths = [f"grey/{one.width}x{one.height}.png" for one in example.pictures]
+    for path, one in zip(paths, example.pictures, strict=True):
+        if not (folder / path).is_file():
+            Image.new("RGB", one.size, GREY).save(folder / path)
+    return paths
+
+
+def row_of(example: Example, folder: Path, name: str) -> dict:
+    """Write the example's media below ``folder`` under ``name``; its row in the training format."""
+    kind = "video" if example.frames else "image"
+    turns = [{"from": "human", "value": example.question}, {"from": "gpt", "value": example.answer}]
+    return {kind: _save(folder, name, example.pictures, example.frames), "conversations": turns}
+
+
+def _target(example: Example) -> dict:
+    return {"answer": example.answer, **example.target}
+
+
+def constants(skill: Skill, examples: int = CHOSEN_FROM) -> dict[str, str]:
+    """For each form of a skill's prompts the training answer that is best given always."""
+    targets: defaultdict[str, list[dict]] = defaultdict(list)
+    for seed in range(examples):
+        example = skill.example("train", seed)
+        targets[example.form].append(_target(example))
+    return {form: best_constant(found, METRICS[skill.metric]) for form, found in targets.items()}
+
+
+def write_skill(name: str, folder: Path, questions: int, examples: int = CHOSEN_FROM) -> Path:
+    """Write the test questions of one skill, its media beside them; a finished file is left as it is.
+
+    Raises ValueError for a form of the test that none of the training examples has.
+    """
+    skill, path = SKILLS[name], folder / f"{name}.jsonl"
+    if path.is_file():
+        return path
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "grey").mkdir(exist_ok=True)
+    answers, lines = constants(skill, examples), []
+    for seed in range(questions):
+        example = skill.example("test", seed)
+        if example.form not in answers:
+            raise ValueError(f"{name}: no training example asks {example.form!r}; take more than {examples}")
+        row = {"id": f"{name}/{seed}", "skill": name, "form": example.form, "metric": skill.metric}
+        row |= row_of(example, folder, f"{name}/{seed}")
+        row |= {"target": _target(example), "constant": answers[example.form], "grey": _grey(folder, example)}
+        lines.append(json.dumps(row) + "\n")
+    _finish(path, lines)
+    return path
+
+
+def write_bench(folder: str | Path, *, questions: int = QUESTIONS) -> list[Path]:
+    """Write every skill's file that is not there yet."""
+    folder = Path(folder)
+    return [write_skill(name, folder, questions) for name in tqdm(SKILLS, desc="skills")]
+
+
+def _write_part(part: int, folder: Path, rows: int, seed: int) -> list[str]:
+    """Rows ``part`` * PART and after; skills by turns, so that any stretch of rows holds all of them."""
+    path, names, lines = folder / f"part-{part:05}.jsonl", tuple(SKILLS), []
+    if path.is_file():
+        return path.read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / f"media-{part:05}").mkdir(parents=True, exist_ok=True)
+    for place in range(part * PART, min(rows, (part + 1) * PART)):
+        example = SKILLS[names[place % len(names)]].example("train", seed + place)
+        lines.append(json.dumps(row_of(example, folder, f"media-{part:05}/{place}")) + "\n")
+    _finish(path, lines)
+    return lines
+
+
+def write_training(
+    folder: str | Path, *, rows: int, seed: int = 1_000_000, processes: int | None = None
+) -> Path:
+    """Write `rows` training rows and `annotations.jsonl`, in parallel.
+
+    Stopped, it goes on with the next part.
+
+    The constant answers of nanobench come from seeds below a million.
+    """
+    folder = Path(folder)
+    annotations = folder / "annotations.jsonl"
+    if annotations.is_file():
+        return annotations
+    parts = range((rows + PART - 1) // PART)
+    with ProcessPoolExecutor(processes) as pool:
+        written = pool.map(partial(_write_part, folder=folder, rows=rows, seed=seed), parts)
+        lines = [line for part in tqdm(written, total=len(parts), desc="parts") for line in part]
+    _finish(annotations, lines)
+    return annotations
+
+
+def _finish(path: Path, lines: list[str]) -> None:
+    """Nobody meets half a file."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text("".join(lines), encoding="utf-8")
+    unfinished.rename(path)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="what is written there already stays")
+    parser.add_argument(
+        "--questions", type=int, default=QUESTIONS, help=f"of each skill (default: {QUESTIONS})"
+    )
+    parser.add_argument(
+        "--train", type=int, default=0, metavar="ROWS", help="training rows instead of the test"
+    )
+    arguments = parser.parse_args()
+    if arguments.train:
+        write_training(arguments.folder, rows=arguments.train)
+    else:
+        write_bench(arguments.folder, questions=arguments.questions)
+
+
+if __name__ == "__main__":
+    main()
