@@ -3,16 +3,17 @@
     python cookbooks/gallery.py [NAME ...] [--full] [--model MODEL] [--output output/cookbooks]
     python cookbooks/gallery.py --tidy        write every notebook in the one form that is committed
 
-*.ipynb, no outputs --execute--> outputs, or the assertion that failed --nbconvert--> NAME.html, index.html
+*.ipynb, no outputs --execute--> outputs, or what failed --nbconvert--> NAME.html, index.html
 
-Each notebook has a kernel of its own, in `cookbooks/`. The pages load nothing from anywhere. Exit status 1 where
-a notebook failed; the others are run all the same.
+Each notebook has a kernel of its own, in `cookbooks/`. The pages load nothing from anywhere. Exit status 1
+where a notebook failed; the others are run all the same.
 """
 
 import argparse
 import html
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -54,7 +55,7 @@ class Executed:
 
 
 def canonical(notebook: Mapping[str, Any]) -> str:
-    """The text of a notebook as it is committed: no outputs, no counts, one order of keys, one line a line."""
+    """The text of a notebook as it is committed: no outputs, no counts, one order of keys."""
     cells = []
     for cell in notebook["cells"]:
         source = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
@@ -69,14 +70,24 @@ def execute(path: Path, *, environment: Mapping[str, str] | None = None, timeout
     """Run a notebook in `cookbooks/`; `timeout` seconds a cell, `environment` on top of this process's."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(COOKBOOKS)}}
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(COOKBOOKS)}},
+        extra_arguments=["--log-level=ERROR"],
     )
     started, error = time.monotonic(), ""
     try:
         client.execute(env={**os.environ, **(environment or {})})
     except CellExecutionError as failure:
-        error = f"{failure.ename}: {failure.evalue}"
+        error = f"{failure.ename}: {failure.evalue}{_failed_line(failure.traceback)}"
     return Executed(path.stem, notebook, time.monotonic() - started, error)
+
+
+def _failed_line(traceback: str) -> str:
+    """The line of the notebook that raised, which an assertion's message does not have."""
+    lines = re.findall(r"^-+> *\d+ (.*)$", re.sub(r"\x1b\[[\d;]*m", "", traceback), re.MULTILINE)
+    return f" [{lines[0].strip()}]" if lines else ""
 
 
 def page(executed: Executed) -> str:

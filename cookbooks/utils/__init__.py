@@ -7,5 +7,6 @@ miniwob              MiniWoB's tasks as such pages, which count success themselv
 agent                observe, act, check: the loop with its limits
 looking              tools to think with: a zoom into the picture, a search in local texts
 multimodal_coding    code that a model wrote: screenshots of pages, programs in a locked-down process
-making               pictures, documents and clips that the notebooks ask about
+making               pictures and documents that the notebooks ask about, with the truth about them
+show                 pictures side by side
 """

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -17,6 +17,7 @@ from qwen_vl_serve import GREEDY, Backend, Message, Reply, Sampling, Tool, open_
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NANO = REPOSITORY / "models" / "qwen3-vl-nano"
+T = TypeVar("T")
 LONGEST_ANSWER = 256
 """Tokens; a model that never ends its turn costs no more."""
 
@@ -29,6 +30,11 @@ def chosen() -> str:
 def is_nano() -> bool:
     """Whether it is the model that comes along: small, and trained for little."""
     return Path(chosen()).resolve() == NANO
+
+
+def lane(fast: T, full: T) -> T:
+    """`fast` in the tests, `full` with `make cookbooks` (COOKBOOKS=full): how many, how long."""
+    return full if os.environ.get("COOKBOOKS") == "full" else fast
 
 
 def open_model() -> Backend:
