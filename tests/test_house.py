@@ -17,6 +17,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from gallery import canonical
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {  # import name -> its folder
     "qwen_vl_utils": ROOT / "qwen-vl-utils/src/qwen_vl_utils",
@@ -162,7 +164,9 @@ def test_wheel_carries_every_file_of_the_package(name, tmp_path):
 # ---- what one types
 
 
-@pytest.mark.parametrize("target", ["setup", "quickstart", "test", "check", "constraints", "clean"])
+@pytest.mark.parametrize(
+    "target", ["setup", "quickstart", "cookbooks", "test", "check", "constraints", "clean"]
+)
 def test_make_knows_the_target(target):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -346,6 +350,13 @@ def test_notebooks_carry_no_outputs():
         if cell.get("outputs") or cell.get("execution_count")
     ]
     assert not stored, "clear the outputs"
+
+
+def test_notebooks_are_in_the_one_form_that_keeps_diffs_readable():
+    other = [
+        path for path in own_files("*.ipynb") if canonical(json.loads(path.read_text())) != path.read_text()
+    ]
+    assert not other, "python cookbooks/gallery.py --tidy"
 
 
 def test_tests_folders_have_no_init_and_names_are_unique():
