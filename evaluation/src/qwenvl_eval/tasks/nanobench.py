@@ -83,7 +83,8 @@ def _line(skill: str, scores: Mapping[str, Sequence[float]]) -> str:
 def _samples(files: Sequence[Path]) -> Iterator[Sample]:
     for path in files:
         for where, row in read_rows(path):
-            if not isinstance(row, dict) or (missing := [name for name in FIELDS if name not in row]):
+            missing = [name for name in FIELDS if not isinstance(row, dict) or name not in row]
+            if missing:
                 raise ValueError(
                     f"{where}: not a row of nanobench, it lacks {missing}; write the folder anew"
                 )

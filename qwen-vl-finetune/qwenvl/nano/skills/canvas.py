@@ -123,7 +123,8 @@ def sprite(random: Random, item: Item, radius: float) -> Image.Image:
 
 
 def _cropped(drawn: Image.Image) -> Image.Image:
-    box = drawn.getchannel("A").point(lambda alpha: 255 * (alpha > 100)).getbbox()
+    opaque = [255 * (alpha > 100) for alpha in range(256)]
+    box = drawn.getchannel("A").point(opaque).getbbox()
     assert box is not None
     return drawn.crop(box)
 
