@@ -179,9 +179,9 @@ def test_an_unknown_size_is_refused_with_the_known_ones():
 
 
 def test_config_ids_are_the_tokenizers(qwen_vocabulary):
-    for family in FAMILIES:
+    sizes = {"qwen2_vl": "2B", "qwen2_5_vl": "3B", "qwen3_vl": "2B", "qwen3_vl_moe": "30B-A3B"}
+    for family, size in sizes.items():
         tokenizer = qwen_tokenizer(family, qwen_vocabulary)
-        size = {"qwen2_vl": "2B", "qwen2_5_vl": "3B", "qwen3_vl": "2B", "qwen3_vl_moe": "30B-A3B"}[family]
         config = published_config(family, size, tokenizer)
         assert config.image_token_id == tokenizer.convert_tokens_to_ids("<|image_pad|>") == 151655
         assert config.vision_end_token_id == tokenizer.convert_tokens_to_ids("<|vision_end|>")

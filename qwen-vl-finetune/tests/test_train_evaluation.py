@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
 
 import qwenvl.train
-from qwen_vl_utils import processor_inputs
+from qwen_vl_utils import processor_inputs, scale_pixels
 from qwenvl.data.collators import PaddedCollator
 from qwenvl.data.data_processor import make_supervised_data_module
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
@@ -135,7 +135,7 @@ def reference_losses(data: Path, name: str) -> tuple[float, float]:
     model = AutoModelForImageTextToText.from_pretrained(NANO, dtype=torch.float32).eval()
     total = tokens = 0.0
     for item in rows:
-        batch = PaddedCollator(0)([item])
+        batch = scale_pixels(PaddedCollator(0)([item]), processor)
         labels, weights = batch.pop("labels")[0, 1:], batch.pop("loss_weights", None)
         with torch.no_grad():
             logits = model(**batch).logits[0, :-1]
