@@ -11,7 +11,6 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 import qwenvl
 from qwenvl.nano import (
-    FAMILIES,
     nano_model,
     nano_tokenizer,
     published_config,
