@@ -16,6 +16,7 @@ import pytest
 
 from qwenvl_eval import scoring, task, tasks
 from qwenvl_eval.scoring import Outcome, Scorer, Verdict, maths
+from qwenvl_eval.scoring.skills import METRICS
 
 SECONDS = 2.0
 COUNT = 10_000
@@ -38,11 +39,25 @@ PICTURE = {
     "categories": ["raccoon"],
     "truth": [{"label": "raccoon", "bbox": [1.0, 2.0, 30.0, 40.0]}],
 }
+CALL = '<tool_call>{"name": "use", "arguments": %s}</tool_call>'
+BOX = {"box": [1, 2, 30, 40], "boxes": [[1, 2, 30, 40]], "most": 0.5}
+CUBOID = [0.1, 0.2, 3.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.5]
+SKILLS: dict[str, Mapping[str, Any]] = {
+    **{metric: {"answer": "a red car", **BOX} for metric in ("exact", "edit", "box", "boxes", "point")},
+    "click": {"answer": CALL % '{"action": "left_click", "coordinate": [5, 5]}', **BOX},
+    "zoom": {"answer": CALL % '{"bbox_2d": [1, 2, 30, 40], "label": "a"}', **BOX},
+    "fields": {"answer": '{"shop": "Sun Bakery", "total": "12.00"}'},
+    "span": {"answer": '{"start": 1.0, "end": 2.5}', "span": [1.0, 2.5]},
+    "cuboid": {"answer": f'{{"bbox_3d": {CUBOID}, "label": "a"}}', "cuboid": CUBOID},
+    "document": {"answer": '<html><body>\n<p data-bbox="1 2 30 40">a</p>\n</body></html>'},
+    "drawing": {"answer": '<svg><rect x="1" y="2" width="30" height="40" fill="red"/></svg>'},
+}
 TARGETS: dict[str, list[Mapping[str, Any]]] = {
     "qwenvl_eval.scoring.choice": [CHOICE, OPEN],
     "qwenvl_eval.scoring.mathvision": [FREE, VALUES],
     "qwenvl_eval.scoring.mmmu": [CHOICE, OPEN],
     "qwenvl_eval.scoring.realworldqa": [CHOICE, {**OPEN, "answer": "12"}],
+    "qwenvl_eval.scoring.skills": [{**SKILLS[metric], "metric": metric} for metric in METRICS],
     "qwenvl_eval.scoring.text": [{**TEXTS, "boxes": [[1, 2, 30, 40]]}],
     "qwenvl_eval.scoring.videomme": [{"answer": "C"}],
     "qwenvl_eval.tasks.odinw": [PICTURE, {**PICTURE, "resized": [476, 644]}],

@@ -95,8 +95,9 @@ class PatchLayout:
         import torch
 
         mean, std = (torch.from_numpy(each).to(patches.device) for each in self.scaling)
-        blocks = patches.view(len(patches), len(mean), self.temporal, self.patch, self.patch)
-        return blocks.sub(mean).div_(std).view(len(patches), -1)
+        scaled = patches.float()
+        scaled.view(len(patches), len(mean), self.temporal, self.patch, self.patch).sub_(mean).div_(std)
+        return scaled
 
     def _scale(self, blocks: np.ndarray) -> np.ndarray:
         mean, std = self.scaling
