@@ -42,7 +42,7 @@ from qwenvl.data.collators import FlattenedCollator, PaddedCollator
 from qwenvl.data.packing import join, plan_packs
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.train_qwen import build_trainer
-from qwenvl.train.trainer import count_loss_tokens
+from qwenvl.train.trainer import count_loss_tokens, token_losses
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models/qwen3-vl-nano"
@@ -105,7 +105,8 @@ def ours(folder: Path, data: Path, items: list[Item], collator: Any, *flags: str
     trainer = make()
     batches = [collator(items[at : at + size]) for at in range(0, len(items), size)]
     with torch.no_grad():
-        total = sum(float(trainer.loss_sums(batch)[0]) for batch in batches)
+        found = (token_losses(trainer.model, trainer._prepare_inputs(batch)).losses for batch in batches)
+        total = sum(float(losses.double().sum()) for losses in found)
     return Side(make, len(batches), total / sum(int(count_loss_tokens(batch)) for batch in batches))
 
 
