@@ -1,0 +1,22 @@
+"""The benchmarks of fine-tuning run: what they compare agrees, and their result says where it comes from."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.mark.parametrize("name", ["data", "pack", "train"])
+def test_both_sides_agree_and_the_result_is_complete(name, tmp_path):
+    output = tmp_path / "result.json"
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / f"bench_{name}.py", "--quick", "--output", output],
+        capture_output=True, text=True, timeout=250, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert {"date", "commit", "hardware", "versions", "rounds"} <= set(json.loads(output.read_text()))
