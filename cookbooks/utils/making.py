@@ -139,7 +139,7 @@ def room(seed: int, *, count: int = 3, width: int = 320, height: int = 256) -> R
     for number, name in enumerate(names):
         size = [round(random.uniform(0.5, 1.0), 2) for _ in range(3)]
         z = round(3.0 + 0.7 * number, 2)
-        x = round(1.1 * (number - (count - 1) / 2) + random.uniform(-0.1, 0.1), 2)
+        x = round(0.8 * (number - (count - 1) / 2) + random.uniform(-0.1, 0.1), 2)
         numbers = [x, round(1.0 - size[1] / 2, 2), z, *size, 0.0, round(random.uniform(-0.25, 0.25), 2), 0.0]
         boxes.append(Box3D(**dict(zip(BOX_3D, numbers, strict=True)), label=f"{name} box"))
     picture = Image.new("RGB", (width, height), (225, 228, 232))
