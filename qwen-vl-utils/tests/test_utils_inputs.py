@@ -22,7 +22,7 @@ from transformers import (
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
-from qwen_vl_utils import MediaError, fetch_image, processor_inputs, scale_pixels, vision_process
+from qwen_vl_utils import MediaError, PixelCache, fetch_image, processor_inputs, scale_pixels, vision_process
 from qwen_vl_utils.inputs import _processor_frame_bounds
 from qwen_vl_utils.loading import load_video
 from qwen_vl_utils.patches import PatchLayout
@@ -217,6 +217,22 @@ def test_pixels_scaled_later_are_those_scaled_at_once(processor):
     for name in ("pixel_values", "pixel_values_videos"):
         assert later[name].dtype == torch.uint8 and later[name].shape == at_once[name].shape
     assert_same(scale_pixels(later, processor), at_once)
+
+
+def test_a_cache_keeps_pictures_resized_in_two_ways_apart(processor, tmp_path):
+    """`fetch_image` resizes by Pillow, `processor_inputs` as the model library: no file serves both."""
+    noise(500, 400).save(tmp_path / "noise.png")
+    size = {"resized_height": 168, "resized_width": 224}
+    item = {"type": "image", "image": str(tmp_path / "noise.png"), **size}
+    patch = processor.image_processor.patch_size
+    cache = PixelCache(tmp_path / "cache")
+    for _ in range(2):  # made, then read
+        fetched = fetch_image(item, patch, cache=cache)
+        assert fetched.tobytes() == fetch_image(item, patch).tobytes()
+        cached = processor_inputs(processor, [user(item)], add_generation_prompt=True, cache=cache)
+        plain_inputs = processor_inputs(processor, [user(item)], add_generation_prompt=True)
+        assert_same(cached, plain_inputs)
+    assert len(list((tmp_path / "cache").glob("??/*.npz"))) == 2
 
 
 def test_padding_on_the_left(processor):

@@ -95,11 +95,7 @@ def processor_inputs(
     data = _tokens(processor, expanded, padding, padding_side)
     data.update(_tensors("pixel_values", "image_grid_thw", images))
     data.update(_tensors("pixel_values_videos", "video_grid_thw", videos))
-    if clips and "second_per_grid_ts" in processor.model_input_names:
-        import torch
-
-        step = processor.video_processor.temporal_patch_size
-        data["second_per_grid_ts"] = torch.tensor([step / clip.metadata.sample_fps for clip in clips])
+    data.update(_seconds_per_grid(processor, clips))
     return BatchFeature(data)
 
 
@@ -340,6 +336,16 @@ def _videos(processor: Any, clips: Sequence[Video], scaled: bool) -> _Pixels:
         pixels.patches.append(patches)
         pixels.grids.append(grid)
     return pixels
+
+
+def _seconds_per_grid(processor: Any, clips: Sequence[Video]) -> dict[str, Any]:
+    """`second_per_grid_ts`, for the models that place frames in time by a rate."""
+    if not clips or "second_per_grid_ts" not in processor.model_input_names:
+        return {}
+    import torch
+
+    step = processor.video_processor.temporal_patch_size
+    return {"second_per_grid_ts": torch.tensor([step / clip.metadata.sample_fps for clip in clips])}
 
 
 def _video_expansions(
