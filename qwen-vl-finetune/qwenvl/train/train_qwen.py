@@ -13,6 +13,7 @@ checkpoints, it goes on from the last complete one.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import os
@@ -102,6 +103,8 @@ def train(
 
 def main(kind: type[QwenVLTrainer] = QwenVLTrainer) -> None:
     """The command line of a kind of training."""
+    # Where a library aborts the process, the log says what was running.
+    faulthandler.enable()
     parser = transformers.HfArgumentParser(cast(Any, kind.arguments))
     model_args, data_args, training_args = parser.parse_args_into_dataclasses()
     transformers.logging.disable_progress_bar()
