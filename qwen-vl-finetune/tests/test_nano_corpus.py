@@ -1,116 +1,102 @@
-"""The generated corpus: repeatable, truthful, and a stranger to easy-vqa."""
+"""The training corpus: repeatable, truthful, in the training format, and a stranger to easy-vqa."""
 
 import json
+import re
 
 import easy_vqa
-import numpy as np
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import pytest
 
-from qwenvl.nano.corpus import (
-    CELL,
-    COLOUR_NAMES,
-    COUNT_WORDS,
-    PLURAL,
-    SHAPES,
-    SIZE,
-    cell_labels,
-    converse,
-    draw,
-    make_scene,
-    write_corpus,
-    write_skill_tests,
-)
-
-SEEDS = st.integers(0, 2**40)
+from qwen_vl_utils.grounding import parse_boxes, parse_points
+from qwenvl.data.messages import read_sample
+from qwenvl.nano import corpus
+from qwenvl.nano.skills import things
+from qwenvl.nano.skills.shapes import COLOURS, PLURAL, SHAPES
 
 
-@given(SEEDS)
-@settings(max_examples=50, deadline=None)
-def test_a_seed_gives_the_same_picture_and_the_same_questions(seed):
-    first, second = make_scene(seed), make_scene(seed)
-    assert np.array_equal(np.asarray(draw(first)), np.asarray(draw(second)))
-    assert converse(first) == converse(second)
-    assert draw(first).size == (SIZE, SIZE)
-
-
-def truth(question: str, things) -> str | None:
-    """The answer worked out from the question's own words, for the forms that one can be worked out for."""
-    words = question.lower().replace("?", "").replace("'s", "").replace(".", "").replace(":", "").split()
-    plurals = {plural: shape for shape, plural in PLURAL.items()}
-    shapes = [word for word in words if word in SHAPES] + [plurals[word] for word in words if word in plurals]
-    colours = [word for word in words if word in COLOUR_NAMES]
-    matching = [
-        t for t in things if (not shapes or t.shape in shapes) and (not colours or t.colour in colours)
+def test_the_mix_is_a_hundred_rows_and_any_hundred_hold_it():
+    assert sum(corpus.MIX.values()) == 100
+    for first in (0, 1234):
+        rows = [corpus.lesson(place, 9_000_000) for place in range(first, first + 100)]
+        assert sum(bool(row.frames) for row in rows) == sum(
+            corpus.MIX[name] for name in ("direction", "order", "when")
+        )
+        assert sum(len(row.turns) > 1 for row in rows) > 30
+    assert [row.turns for row in rows] == [
+        corpus.lesson(place, 9_000_000).turns for place in range(1234, 1334)
     ]
-    if "how many" in question.lower() or words[0] == "count":
-        return COUNT_WORDS[len(matching)]
-    if "missing" in words or "unable" in words:
-        return "no" if matching else "yes"
-    if words[0] in ("can", "yes", "do"):
-        return "yes" if matching else "no"
+
+
+def answer_of(question: str, placed) -> str | None:
+    """The answer worked out from the question's own words, for the forms that one can be worked out for."""
+    words = re.sub(r"[^a-z ]", " ", question.lower()).split()
+    plurals = {plural: shape for shape, plural in PLURAL.items()}
+    shapes = [word for word in words if word in SHAPES]
+    colours = [word for word in words if word in COLOURS]
+    many = [plurals[word] for word in words if word in plurals]
+    items = [one.item for one in placed]
+    if many and ("many" in words or "count" in words):
+        return str(sum(item.shape == many[0] for item in items))
+    if "things" in words or "everything" in words:
+        return str(len(items))
     if "colour" in words:
-        return matching[0].colour if len(matching) == 1 else None
-    if "shape" in words:
-        return matching[0].shape if len(matching) == 1 else None
+        return " ".join(item.colour for item in items if item.colour and item.shape == shapes[0])
+    if ("shape" in words or "thing" in words) and colours and not shapes:
+        return " ".join(item.shape for item in items if item.colour == colours[0])
     return None
 
 
-@given(SEEDS)
-@settings(max_examples=300, deadline=None)
-def test_answers_are_true(seed):
-    scene = make_scene(seed, words=False)
-    for question, answer in converse(scene):
-        expected = truth(question, scene.things)
-        if expected is not None:
-            assert answer == expected, (question, scene.things)
-        elif answer.count(",") or question.startswith(("List", "Describe", "What do")):
-            assert sorted(answer.split(", ")) == sorted(f"{t.colour} {t.shape}" for t in scene.things)
-        else:
-            assert answer in {
-                f"{row} {column}".strip() or "centre"
-                for row in ("top", "", "bottom")
-                for column in ("left", "", "right")
-            }
-
-
-@given(SEEDS)
-@settings(max_examples=100, deadline=None)
-def test_the_cell_under_a_large_object_carries_its_name(seed):
-    scene = make_scene(seed, most_things=1, words=False)
-    shapes, colours = cell_labels(scene)
-    for thing in scene.things:
-        cell = int(min(thing.y, SIZE - 1) // CELL) * (SIZE // CELL) + int(min(thing.x, SIZE - 1) // CELL)
-        assert SHAPES[shapes[cell] - 1] == thing.shape and COLOUR_NAMES[colours[cell] - 1] == thing.colour
+def test_answers_about_scenes_are_true(monkeypatch):
+    seen, original = [], corpus.canvas.scatter
+    monkeypatch.setattr(corpus.canvas, "scatter", lambda *given: seen.append(original(*given)) or seen[-1])
+    checked, forms = 0, set()
+    for seed in range(300):
+        lesson = corpus.scene(corpus.Random(seed))
+        placed = seen[-1]
+        names = {one.item.name: one for one in placed}
+        assert 1 <= len(lesson.turns) <= corpus.TURNS
+        for question, answer in lesson.turns:
+            if (expected := answer_of(question, placed)) is not None:
+                checked += 1
+                assert answer == expected, (seed, question)
+            elif answer.startswith('{"bbox_2d"'):
+                (box,) = parse_boxes(answer).items
+                one = names[box.label]
+                assert list(box.xyxy) == pytest.approx([1000 * v / 128 for v in one.box], abs=1)
+                forms.add("box")
+            elif answer.startswith('{"point_2d"'):
+                (point,) = parse_points(answer).items
+                one = names[point.label]
+                assert one.box[0] <= 0.128 * point.x <= one.box[2]
+                forms.add("point")
+            elif question.startswith(("Can you see a", "Yes or no:")):
+                name = re.split("see a |no: ", question)[1].rstrip("?")
+                assert answer == ("yes" if name in names else "no")
+                forms.add("present")
+            elif answer in things.OPPOSITE:
+                one, other = (names[name] for name in re.findall("the ([a-z ]+?)(?: seen|:)", question))
+                assert things.side_of(one, other) == answer
+                forms.add("side")
+    assert checked > 300 and forms == {"box", "point", "present", "side"}
 
 
 def test_no_question_of_easy_vqa_is_ever_asked():
-    theirs = {
-        question.lower() for question in easy_vqa.get_train_questions()[0] + easy_vqa.get_test_questions()[0]
-    }
-    ours = {question.lower() for seed in range(4000) for question, _ in converse(make_scene(seed))}
-    assert len(ours) > 200 and not ours & theirs
+    both = (easy_vqa.get_train_questions(), easy_vqa.get_test_questions())
+    asked = {question.lower() for questions, *_ in both for question in questions}
+    assert len(asked) > 50
+    lessons = [corpus.lesson(place, 1_000_000) for place in range(1000)]
+    assert not asked & {question.lower() for lesson in lessons for question, _ in lesson.turns}
 
 
-def test_a_corpus_is_written_once_in_the_training_format(tmp_path):
-    annotations = write_corpus(tmp_path / "corpus", scenes=20, first_seed=0)
+def test_rows_are_read_by_training_and_a_stopped_corpus_goes_on(tmp_path):
+    annotations = corpus.write_corpus(tmp_path, rows=100, processes=1)
     rows = [json.loads(line) for line in annotations.read_text().splitlines()]
-    assert 15 <= len(rows) <= 20
+    assert len(rows) == 100
     for row in rows:
-        assert (annotations.parent / row["image"]).is_file()
-        turns = [turn["from"] for turn in row["conversations"]]
-        assert turns == ["human", "gpt"] * (len(turns) // 2)
-        assert sum(turn["value"].count("<image>") for turn in row["conversations"]) == 1
-    before = annotations.stat().st_mtime_ns
-    assert write_corpus(tmp_path / "corpus", scenes=20, first_seed=0).stat().st_mtime_ns == before
-
-
-def test_skill_tests_ask_one_question_of_their_kind(tmp_path):
-    files = {path.stem: path for path in write_skill_tests(tmp_path / "skills", questions=20)}
-    answers = {
-        skill: [json.loads(line)["conversations"][1]["value"] for line in path.read_text().splitlines()]
-        for skill, path in files.items()
-    }
-    assert {len(given) for given in answers.values()} == {20}
-    assert set(answers["presence"]) == {"yes", "no"} and set(answers["colour"]) <= set(COLOUR_NAMES)
-    assert set(answers["shape"]) <= set(SHAPES) and set(answers["count"]) <= set(COUNT_WORDS)
+        sample = read_sample(row, str(tmp_path), re.compile(r"<\|[a-z_]+\|>"))
+        assert sample.messages[-1]["content"]
+    before = annotations.read_bytes()
+    annotations.unlink()
+    drawn = next(tmp_path.glob("media-00000/*.png"))
+    drawn.unlink()  # a finished part is not drawn again
+    assert corpus.write_corpus(tmp_path, rows=100, processes=1).read_bytes() == before
+    assert not drawn.exists()

@@ -8,16 +8,14 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from qwen_vl_utils.patches import PatchLayout
-from qwenvl.nano import recipe
-from qwenvl.nano.corpus import CELL, SIZE, cell_labels, draw, make_scene
-from qwenvl.nano.sight import Scenes
+from qwenvl.nano import recipe, sight
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models" / "qwen3-vl-nano"
 
 
 def test_the_recipe_runs_to_a_checkpoint_and_does_no_stage_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe, "SIGHT_SCENES", 128)
-    monkeypatch.setattr(recipe, "LANGUAGE_SCENES", 64)
+    monkeypatch.setattr(recipe, "SIGHT_STEPS", 2)
+    monkeypatch.setattr(recipe, "ROWS", 64)
     checkpoint = recipe.make_nano(tmp_path)
     assert {path.name for path in checkpoint.iterdir()} >= set(recipe.CHECKPOINT_FILES)
     stages = [
@@ -36,19 +34,32 @@ def test_the_recipe_runs_to_a_checkpoint_and_does_no_stage_twice(tmp_path, monke
     assert recipe.make_nano(tmp_path) == checkpoint
 
 
-def test_a_cells_label_belongs_to_the_patches_of_its_token(checkpoints):
+def test_labels_say_what_is_in_the_patches_of_each_token(checkpoints):
     layout = PatchLayout.of(AutoProcessor.from_pretrained(checkpoints["qwen3_vl"]).image_processor)
-    scene = make_scene(7, words=False)
-    sample = Scenes(1, layout, first_seed=7)[0]
-    pixels = np.asarray(draw(scene), np.float32) / 127.5 - 1
-    side = SIZE // CELL
-    tokens = sample["pixel_values"].reshape(side * side, 4, 3, 2, CELL // 2, CELL // 2)
-    for cell in range(side * side):
-        top, left = CELL * (cell // side), CELL * (cell % side)
-        corner = pixels[top : top + CELL // 2, left : left + CELL // 2].transpose(2, 0, 1)
-        assert np.allclose(tokens[cell, 0, :, 0], corner, atol=1e-6)
-    shapes, colours = cell_labels(scene)
-    assert np.array_equal(sample["shapes"], shapes) and np.array_equal(sample["colours"], colours)
+    seen = {"things": 0, "lines": 0}
+    for seed in range(40):
+        picture, labels = sight.lesson(seed)
+        row = sight.Lessons(1, layout, first_seed=seed)[0]
+        pixels = np.asarray(picture)
+        tokens = row["pixel_values"].numpy().reshape(16, 4, 3, 2, 16, 16)
+        for token, patch in ((0, 0), (5, 3), (14, 1)):
+            y, x = 2 * (token // 4) + patch // 2, 2 * (token % 4) + patch % 2
+            corner = pixels[16 * y : 16 * y + 16, 16 * x : 16 * x + 16].transpose(2, 0, 1)
+            assert np.array_equal(tokens[token, patch, :, 0], corner)
+            assert row["thing"][token, patch] == labels.thing[y, x]
+            columns = row["character"][token].reshape(2, 8)[patch // 2, 4 * (patch % 2) : 4 * (patch % 2) + 4]
+            assert columns.tolist() == labels.character[y, 4 * x : 4 * x + 4].tolist()
+        seen["things"] += bool(labels.thing.any())
+        seen["lines"] += bool(labels.character.any())
+        assert not (labels.thing.any() and labels.character.any())
+        for y, x in np.argwhere(labels.thing > 0):
+            x1, y1, x2, y2 = labels.box[y, x] * sight.TOKEN + np.tile((16 * x + 8, 16 * y + 8), 2)
+            assert -1 < x1 < x2 < 129 and -1 < y1 < y2 < 129
+            assert x1 < 16 * x + 16 and x2 > 16 * x and y1 < 16 * y + 16 and y2 > 16 * y
+        for row_, column in np.argwhere(labels.character > 0):
+            patch = pixels[16 * row_ : 16 * row_ + 16, max(0, 4 * column - 8) : 4 * column + 12].astype(int)
+            assert patch.max() - patch.min() > 20, (seed, row_, column)  # something is written there
+    assert min(seen.values()) > 8
 
 
 def test_the_shipped_checkpoint_is_small_and_loads():

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 
 from qwen_vl_utils.grounding import parse_boxes, parse_boxes_3d, parse_html, parse_markdown, parse_tool_calls
-from qwenvl.data.messages import read_sample
-from qwenvl.nano.bench import video_bytes, write_skill, write_training
-from qwenvl.nano.corpus import SHAPES
+from qwenvl.nano.bench import video_bytes, write_skill
 from qwenvl.nano.skills import SKILLS, assets, canvas, charts, code, screens, solids, text, things
+from qwenvl.nano.skills.shapes import SHAPES
 from qwenvl_eval.scoring.skills import METRICS
 
 EACH = 12
@@ -233,17 +232,3 @@ def test_bench_files_are_the_same_each_time_and_finished_ones_stay(tmp_path):
         assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
     before = files[0].stat().st_mtime_ns
     assert write_skill("when", tmp_path / "a", 3).stat().st_mtime_ns == before
-
-
-def test_training_rows_are_read_by_training_and_a_stopped_corpus_goes_on(tmp_path, monkeypatch):
-    annotations = write_training(tmp_path, rows=2 * len(SKILLS), processes=1)
-    rows = [json.loads(line) for line in annotations.read_text().splitlines()]
-    assert len(rows) == 2 * len(SKILLS)
-    for row in rows:
-        sample = read_sample(row, str(tmp_path), re.compile(r"<\|[a-z_]+\|>"))
-        assert sample.messages[-1]["content"]
-    before = annotations.read_bytes()
-    annotations.unlink()
-    (tmp_path / "media-00000" / "0-0.png").unlink()  # a finished part is not drawn again
-    assert write_training(tmp_path, rows=2 * len(SKILLS), processes=1).read_bytes() == before
-    assert not (tmp_path / "media-00000" / "0-0.png").exists()

@@ -1,11 +1,8 @@
-"""Files of the skills: questions for `qwenvl-eval run nanobench`, and conversations to train on.
+"""Questions for `qwenvl-eval run nanobench`, written as files: 200 a skill.
 
-    .venv/bin/python -m qwenvl.nano.bench output/nanobench                   200 test questions a skill
-    .venv/bin/python -m qwenvl.nano.bench output/corpus --train 100000       training rows, all skills mixed
+    .venv/bin/python -m qwenvl.nano.bench output/nanobench
 
-Both are the same bytes for the same seed and versions of Pillow, PyAV and the fonts.  To train on a corpus,
-register it (`annotation_path = "annotations.jsonl"`, `data_path = "."`) and run `train_qwen.py`, as
-`recipe.teach_language` does.
+The same bytes for the same versions of Pillow, PyAV and the fonts.
 """
 
 import argparse
@@ -13,9 +10,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import av
@@ -28,7 +23,6 @@ from qwenvl_eval.scoring.skills import METRICS
 
 QUESTIONS = 200  # of each skill
 CHOSEN_FROM = 600  # training examples from which the constant answers of a skill are chosen
-PART = 1000  # rows that are written together; an interrupted corpus goes on after the last part
 GREY = (128, 128, 128)
 
 
@@ -48,7 +42,7 @@ def video_bytes(frames: Sequence[Image.Image]) -> bytes:
     return file.getvalue()
 
 
-def _save(
+def save_media(
     folder: Path, name: str, pictures: Sequence[Image.Image], frames: Sequence[Image.Image]
 ) -> list[str]:
     """Write pictures, or one video, below ``folder``; their paths in it."""
@@ -67,7 +61,7 @@ def _grey(folder: Path, example: Example) -> list[str]:
         size, count = example.frames[0].size, len(example.frames)
         name = f"grey/{size[0]}x{size[1]}x{count}"
         if not (folder / f"{name}.mp4").is_file():
-            _save(folder, name, (), [Image.new("RGB", size, GREY)] * count)
+            save_media(folder, name, (), [Image.new("RGB", size, GREY)] * count)
         return [f"{name}.mp4"]
     paths = [f"grey/{one.width}x{one.height}.png" for one in example.pictures]
     for path, one in zip(paths, example.pictures, strict=True):
@@ -80,7 +74,7 @@ def row_of(example: Example, folder: Path, name: str) -> dict:
     """Write the example's media below ``folder`` under ``name``; its row in the training format."""
     kind = "video" if example.frames else "image"
     turns = [{"from": "human", "value": example.question}, {"from": "gpt", "value": example.answer}]
-    return {kind: _save(folder, name, example.pictures, example.frames), "conversations": turns}
+    return {kind: save_media(folder, name, example.pictures, example.frames), "conversations": turns}
 
 
 def _target(example: Example) -> dict:
@@ -115,7 +109,7 @@ def write_skill(name: str, folder: Path, questions: int, examples: int = CHOSEN_
         row |= row_of(example, folder, f"{name}/{seed}")
         row |= {"target": _target(example), "constant": answers[example.form], "grey": _grey(folder, example)}
         lines.append(json.dumps(row) + "\n")
-    _finish(path, lines)
+    finish(path, lines)
     return path
 
 
@@ -125,41 +119,7 @@ def write_bench(folder: str | Path, *, questions: int = QUESTIONS) -> list[Path]
     return [write_skill(name, folder, questions) for name in tqdm(SKILLS, desc="skills")]
 
 
-def _write_part(part: int, folder: Path, rows: int, seed: int) -> list[str]:
-    """Rows ``part`` * PART and after; skills by turns, so that any stretch of rows holds all of them."""
-    path, names, lines = folder / f"part-{part:05}.jsonl", tuple(SKILLS), []
-    if path.is_file():
-        return path.read_text(encoding="utf-8").splitlines(keepends=True)
-    (folder / f"media-{part:05}").mkdir(parents=True, exist_ok=True)
-    for place in range(part * PART, min(rows, (part + 1) * PART)):
-        example = SKILLS[names[place % len(names)]].example("train", seed + place)
-        lines.append(json.dumps(row_of(example, folder, f"media-{part:05}/{place}")) + "\n")
-    _finish(path, lines)
-    return lines
-
-
-def write_training(
-    folder: str | Path, *, rows: int, seed: int = 1_000_000, processes: int | None = None
-) -> Path:
-    """Write `rows` training rows and `annotations.jsonl`, in parallel.
-
-    Stopped, it goes on with the next part.
-
-    The constant answers of nanobench come from seeds below a million.
-    """
-    folder = Path(folder)
-    annotations = folder / "annotations.jsonl"
-    if annotations.is_file():
-        return annotations
-    parts = range((rows + PART - 1) // PART)
-    with ProcessPoolExecutor(processes) as pool:
-        written = pool.map(partial(_write_part, folder=folder, rows=rows, seed=seed), parts)
-        lines = [line for part in tqdm(written, total=len(parts), desc="parts") for line in part]
-    _finish(annotations, lines)
-    return annotations
-
-
-def _finish(path: Path, lines: list[str]) -> None:
+def finish(path: Path, lines: list[str]) -> None:
     """Nobody meets half a file."""
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text("".join(lines), encoding="utf-8")
@@ -175,14 +135,8 @@ def main() -> None:
     parser.add_argument(
         "--questions", type=int, default=QUESTIONS, help=f"of each skill (default: {QUESTIONS})"
     )
-    parser.add_argument(
-        "--train", type=int, default=0, metavar="ROWS", help="training rows instead of the test"
-    )
     arguments = parser.parse_args()
-    if arguments.train:
-        write_training(arguments.folder, rows=arguments.train)
-    else:
-        write_bench(arguments.folder, questions=arguments.questions)
+    write_bench(arguments.folder, questions=arguments.questions)
 
 
 if __name__ == "__main__":

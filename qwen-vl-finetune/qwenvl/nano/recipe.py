@@ -1,37 +1,44 @@
 """How models/qwen3-vl-nano was made, from random weights, in one resumable command:
 
+    make assets
     .venv/bin/python -m qwenvl.nano.recipe output/nano
 
-    random weights  -> sight     the tower alone, throw-away heads name shape and colour under every token
-                    -> language  torchrun train_qwen.py on generated conversations, the tower frozen at first
+    random weights  -> sight     the tower alone, throw-away heads say what is under each patch
+                    -> corpus    conversations about drawn pictures, all skills mixed
+                    -> language  train_qwen.py on them, everything trained
                     -> FOLDER/checkpoint
-                    -> measured on scenes it never saw, skill by skill
+                    -> measured by nanobench, skill by skill
 
-Stopped and started again it goes on from the last saved state of the unfinished stage.  Two cores take about
-an hour and a half.
+Stopped and started again it goes on from the last saved state of the unfinished stage.  On two CPU cores it
+takes about two hours.
 """
 
 import argparse
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import qwenvl.train
 from qwenvl.nano.architecture import write_checkpoint
-from qwenvl.nano.corpus import write_corpus, write_skill_tests
-from qwenvl.nano.sight import teach_sight
+from qwenvl.nano.bench import write_bench
+from qwenvl.nano.corpus import write_corpus
 
 FAMILY = "qwen3_vl"
-SIGHT_SCENES = 150_000
-LANGUAGE_SCENES = 60_000
-FIRST_SEED = 50_000_000  # apart from the scenes of the sight stage
+SIGHT_STEPS = 2400
+ROWS = 200_000
 PROCESSES = 2
 
+SIGHT_FLAGS = (
+    "--per_device_train_batch_size 64 --per_device_eval_batch_size 64 --learning_rate 2e-3 "
+    "--lr_scheduler_type cosine --warmup_steps 100 --weight_decay 0.05 --adam_beta2 0.98 --logging_steps 25 "
+    "--eval_strategy steps --eval_steps 200 --save_steps 200 --save_total_limit 1 --report_to none "
+    "--label_names thing --bf16 True --remove_unused_columns False --ignore_data_skip True"
+).split()
 LANGUAGE_FLAGS = (
-    "--dataset_use scenes --tune_mm_llm True --tune_mm_mlp True --tune_mm_vision True --data_flatten True "
-    "--min_pixels 16384 --max_pixels 262144 --per_device_train_batch_size 16 --num_train_epochs 1 "
-    "--learning_rate 1.5e-3 --mm_projector_lr 5e-4 --vision_tower_lr 5e-4 --weight_decay 0.05 "
+    "--dataset_use corpus --tune_mm_llm True --tune_mm_mlp True --tune_mm_vision True --data_flatten True "
+    "--min_pixels 8192 --max_pixels 262144 --per_device_train_batch_size 32 --num_train_epochs 1 --bf16 True "
+    "--muon True --learning_rate 3e-3 --mm_projector_lr 2e-3 --vision_tower_lr 2e-3 --weight_decay 0.05 "
     "--adam_beta2 0.98 --lr_scheduler_type cosine --warmup_steps 100 --logging_steps 25 --save_steps 200 "
     "--save_total_limit 1 --dataloader_num_workers 1 --report_to none"
 ).split()
@@ -42,54 +49,34 @@ CHECKPOINT_FILES = (
 )  # fmt: skip
 
 
-def teach_language(start: Path, corpus: Path, output: Path) -> Path:
-    """Train the language model and the mergers on the conversations of `corpus`, by the public command."""
-    annotations = write_corpus(corpus, scenes=LANGUAGE_SCENES, first_seed=FIRST_SEED)
+def _torchrun(module: str, *flags: object) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={PROCESSES}"]
+    subprocess.run([*command, "-m", module, *map(str, flags)], check=True)
+
+
+def teach_sight(start: Path, output: Path) -> None:
+    """Teach the tower of the checkpoint `start`; `output` is a whole checkpoint."""
+    folders = ["--checkpoint", start, "--taught", output, "--output_dir", output.with_name("sight-states")]
+    _torchrun("qwenvl.nano.sight", *folders, "--max_steps", SIGHT_STEPS, *SIGHT_FLAGS)
+
+
+def teach_language(start: Path, corpus: Path, output: Path) -> None:
+    """Train all of the model on the conversations of `corpus`, by the public command."""
+    annotations = write_corpus(corpus, rows=ROWS)
     registry = corpus / "datasets.toml"
     registry.write_text(
-        f'[scenes]\nannotation_path = "{annotations.name}"\ndata_path = "."\n', encoding="utf-8"
+        f'[corpus]\nannotation_path = "{annotations.name}"\ndata_path = "."\n', encoding="utf-8"
     )
-    script = Path(qwenvl.train.__path__[0]) / "train_qwen.py"
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={PROCESSES}",
-    ]
-    folders = [
-        "--model_name_or_path",
-        str(start),
-        "--dataset_config",
-        str(registry),
-        "--output_dir",
-        str(output),
-    ]
-    subprocess.run([*torchrun, str(script), *folders, *LANGUAGE_FLAGS], check=True)
-    return output
+    folders = ["--model_name_or_path", start, "--dataset_config", registry, "--output_dir", output]
+    _torchrun("qwenvl.train.train_qwen", *folders, *LANGUAGE_FLAGS)
 
 
 def measure(checkpoint: Path, folder: Path) -> None:
-    """Print the accuracy of each skill on held-out scenes; predictions stay in `folder`."""
-    for questions in write_skill_tests(folder):
-        print(f"\n{questions.stem}", flush=True)
-        files = [
-            "--data-dir",
-            str(questions),
-            "--output-file",
-            str(questions.with_suffix(".predictions.jsonl")),
-        ]
-        command = [
-            sys.executable,
-            "-m",
-            "qwenvl_eval.cli",
-            "run",
-            "conversations",
-            "--model-path",
-            str(checkpoint),
-            *files,
-        ]
-        subprocess.run(command, check=True)
+    """Print nanobench's table; predictions stay in `folder`."""
+    write_bench(folder)
+    flags = ["--model-path", checkpoint, "--data-dir", folder, "--output-file", folder / "predictions.jsonl"]
+    command: Sequence[object] = [sys.executable, "-m", "qwenvl_eval.cli", "run", "nanobench", *flags]
+    subprocess.run(list(map(str, command)), check=True)
 
 
 def make_nano(folder: Path) -> Path:
@@ -98,7 +85,7 @@ def make_nano(folder: Path) -> Path:
     if not (start / "model.safetensors").is_file():
         write_checkpoint(FAMILY, start)
     if not (sight / "model.safetensors").is_file():
-        teach_sight(start, sight, scenes=SIGHT_SCENES)
+        teach_sight(start, sight)
     if not (language / "model.safetensors").is_file():
         teach_language(sight, folder / "corpus", language)
     checkpoint = folder / "checkpoint"
@@ -115,7 +102,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="where stages and their states are kept")
     folder = parser.parse_args().folder
-    measure(make_nano(folder), folder / "skills")
+    measure(make_nano(folder), folder / "nanobench")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,30 @@
 """First stage of the recipe: the vision tower learns to see before there is language.
 
-A tower with random weights learns slowly through the language loss alone.  Here throw-away linear heads name
-the shape and the colour under every visual token, on the merger's output and on each DeepStack merger's, so
-that all the features the language model will read carry what it needs.  The heads are dropped afterwards.
+A tower with random weights learns slowly through the language loss alone.  Here throw-away linear heads say,
+on the merger's output and on each DeepStack merger's, what is under each patch of every visual token: which
+thing, its colour, its box, whether its middle is here, and which characters.  All the features that the
+language model will read then carry what it needs; the heads are dropped afterwards.
+
+    things or written lines -> picture + Labels -> tower -> mergers -> heads -> loss
 """
 
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, cast
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, smooth_l1_loss
 from torch.utils.data import Dataset
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
+    HfArgumentParser,
     PreTrainedModel,
     Trainer,
     TrainingArguments,
@@ -23,12 +32,160 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from qwen_vl_utils.patches import PatchLayout
-from qwenvl.nano.corpus import COLOUR_NAMES, SHAPES, SIZE, cell_labels, draw, make_scene
+from qwenvl.nano.skills import assets, canvas, text
+from qwenvl.nano.skills.canvas import SHAPES, Item, Placed
 from qwenvl.train.attention import enable as enable_varlen
+from qwenvl.train.model_loading import PatchProjection
+from qwenvl.train.muon import MuonAndAdamW
+
+SIZE = 128  # pixels of a picture's side: 4 x 4 visual tokens of 2 x 2 patches
+PATCH = 16
+TOKEN = 2 * PATCH
+STEP = 4  # pixels between two columns of characters
+COLOURS = ("", *canvas.PLAIN_COLOURS)
+CHARACTERS = " abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:-/'&$%#!?()+="
 
 
-class Scenes(Dataset):
-    """`length` scenes drawn when asked for, one seed each."""
+@lru_cache(maxsize=1)
+def classes() -> dict[str, int]:
+    """What a patch can show: nothing, a shape, a named pictogram, or another one by its kind."""
+    names = ("", *SHAPES, *assets.NAMED, *(f"some {kind}" for kind in assets.KINDS))
+    return {name: place for place, name in enumerate(names)}
+
+
+@lru_cache(maxsize=1)
+def _class_of() -> dict[str, str]:
+    """The class of every pictogram that training may show."""
+    others = {name: f"some {kind}" for kind, names in assets.kinds()["train"].items() for name in names}
+    return others | {assets.DRAWN_AS.get(name, name): name for name in assets.NAMED}
+
+
+@dataclass
+class Labels:
+    """What is where in a picture of SIZE x SIZE pixels.
+
+    ``thing``, ``colour``: class of each patch [8, 8], 0 for none.  ``box``: its edges as seen from the
+    middle of the patch, in tokens [8, 8, 4].  ``middle``: whether a thing's middle is in the patch [8, 8].
+    ``character``: of each column of 4 pixels in each row of patches [8, 32], 0 for none.
+    """
+
+    thing: np.ndarray = field(default_factory=lambda: np.zeros((8, 8), np.int64))
+    colour: np.ndarray = field(default_factory=lambda: np.zeros((8, 8), np.int64))
+    box: np.ndarray = field(default_factory=lambda: np.zeros((8, 8, 4), np.float32))
+    middle: np.ndarray = field(default_factory=lambda: np.zeros((8, 8), np.float32))
+    character: np.ndarray = field(default_factory=lambda: np.zeros((8, 32), np.int64))
+
+    def add_things(self, placed: list[Placed]) -> None:
+        """Each patch shows the thing whose box, a little smaller, covers it most, if by an eighth or more."""
+        if not placed:
+            return
+        boxes = np.array([one.box for one in placed], np.float32)
+        inner = boxes + np.multiply(np.tile(boxes[:, 2:] - boxes[:, :2], 2), (0.08, 0.08, -0.08, -0.08))
+        starts = np.arange(8, dtype=np.float32) * PATCH
+        wide = np.minimum(starts + PATCH, inner[:, 2:3]) - np.maximum(starts, inner[:, 0:1])
+        high = np.minimum(starts + PATCH, inner[:, 3:4]) - np.maximum(starts, inner[:, 1:2])
+        cover = wide.clip(0)[:, None, :] * high.clip(0)[:, :, None]
+        owner, shown = cover.argmax(0), cover.max(0) >= PATCH * PATCH / 8
+        known = classes()
+        things = np.array(
+            [
+                known[
+                    one.item.shape
+                    if one.item.colour
+                    else _class_of()[assets.DRAWN_AS.get(one.item.shape, one.item.shape)]
+                ]
+                for one in placed
+            ]
+        )
+        colours = np.array([COLOURS.index(one.item.colour) for one in placed])
+        self.thing, self.colour = things[owner] * shown, colours[owner] * shown
+        centres = starts + PATCH / 2
+        here = np.stack([*np.broadcast_arrays(centres[None, :], centres[:, None])] * 2, -1)
+        self.box = (boxes[owner] - here) / TOKEN * shown[:, :, None]
+        for box in boxes:
+            self.middle[int((box[1] + box[3]) // 2) // PATCH, int((box[0] + box[2]) // 2) // PATCH] = 1
+
+    def add_line(self, line: str, ink: canvas.Box, font) -> None:
+        """A written line whose ink is in ``ink``: its characters in the rows of patches that it crosses."""
+        rows = [row for row in range(8) if ink[1] - 2 <= row * PATCH + 8 <= ink[3] + 2]
+        rows = rows or [min(7, max(0, (ink[1] + ink[3]) // 2 // PATCH))]
+        last = float(ink[0])
+        for character in line:
+            first, last = last, last + text.advance(font, character)
+            columns = range(max(0, math.ceil((first - 2) / STEP)), min(32, math.ceil((last - 2) / STEP)))
+            for row in rows:
+                self.character[row, columns.start : columns.stop] = max(0, CHARACTERS.find(character))
+
+
+def _things(random: Random) -> tuple[Image.Image, Labels]:
+    number = random.choice((1, 1, 2, 3, 4, 5, 6, 8, 10))
+    radius = {1: (12, 56), 2: (10, 30), 3: (10, 28)}.get(number, (8, 20))
+    share = random.choice((0.0, 0.5, 1.0))  # of pictograms
+    items = [_pictogram(random) if random.random() < share else _shape(random) for _ in range(number)]
+    picture = canvas.ground(random, (SIZE, SIZE), [item.rgb for item in items if item.colour])
+    labels = Labels()
+    labels.add_things(canvas.scatter(random, picture, items, radius))
+    return picture, labels
+
+
+def _shape(random: Random) -> Item:
+    item = canvas.any_item(random, "train")
+    hollow = random.random() < 0.1 and item.shape in ("circle", "square", "triangle", "heart", "pentagon")
+    return Item(item.shape, item.colour, item.rgb, hollow)
+
+
+def _pictogram(random: Random) -> Item:
+    if random.random() < 0.75:
+        return Item(random.choice(assets.NAMED))
+    kinds = assets.kinds()["train"]
+    return Item(random.choice(kinds[random.choice(tuple(kinds))]))
+
+
+def _written(random: Random) -> tuple[Image.Image, Labels]:
+    """One to three words, each large, or up to six lines."""
+    picture, labels = canvas.ground(random, (SIZE, SIZE)), Labels()
+    pen, ink = ImageDraw.Draw(picture), canvas.ink(random, picture)
+    large = random.random() < 0.6
+    y, font = random.randint(1, 14), assets.any_font(random, "train", random.randint(11, 16))
+    while y < SIZE - 14:
+        if large:
+            line = text.cased(random, _word(random))
+            font = text.fitting(random, "train", line, 120, (14, 34))
+        else:
+            line = " ".join(_word(random) for _ in range(3))
+            while sum(text.advance(font, one) for one in line) > 122 and " " in line:
+                line = line.rsplit(" ", 1)[0]
+        left, top, right, bottom = font.getbbox(line)
+        if y + bottom - top > SIZE or right - left > SIZE - 2:
+            break
+        spot = random.randint(1, max(1, round(SIZE - 2 - (right - left)))), y
+        box = text.write(pen, spot, line, font, ink)
+        labels.add_line(line, box, font)
+        y = box[3] + (random.randint(4, 40) if large else random.randint(5, 10))
+    return picture, labels
+
+
+def _word(random: Random) -> str:
+    way = random.random()
+    if way < 0.7:
+        return random.choice(text.words())
+    if way < 0.8:  # letters that no word explains
+        return "".join(random.choice(CHARACTERS[1:27]) for _ in range(random.randint(3, 8)))
+    return random.choice(
+        (f"{random.randint(0, 9999)}", f"{random.randint(0, 99)}.{random.randint(0, 99):02}",
+         f"{random.randint(2020, 2029)}-{random.randint(1, 12):02}-{random.randint(1, 28):02}",
+         random.choice(text.PEOPLE), random.choice(text.CITIES), random.choice(text.SHOPS).split()[0])
+    )  # fmt: skip
+
+
+def lesson(seed: int) -> tuple[Image.Image, Labels]:
+    """A picture and what is where in it, the same for the same seed."""
+    random = Random(f"sight/{seed}")
+    return _things(random) if random.random() < 0.6 else _written(random)
+
+
+class Lessons(Dataset):
+    """`length` lessons drawn when asked for, one seed each."""
 
     def __init__(self, length: int, layout: PatchLayout, *, first_seed: int):
         self.length, self.layout, self.first_seed = length, layout, first_seed
@@ -37,86 +194,139 @@ class Scenes(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        scene = make_scene(self.first_seed + index, words=False)
-        shapes, colours = cell_labels(scene)
-        pixels, _ = self.layout.image(np.asarray(draw(scene)))
-        return {
-            "pixel_values": torch.from_numpy(pixels),
-            "shapes": torch.from_numpy(shapes),
-            "colours": torch.from_numpy(colours),
-        }
+        picture, labels = lesson(self.first_seed + index)
+        pixels, _ = self.layout.image(np.asarray(picture), scaled=False)
+        row = {name: torch.from_numpy(_by_token(value)) for name, value in vars(labels).items()}
+        return row | {"pixel_values": torch.from_numpy(pixels)}
+
+
+def _by_token(labels: np.ndarray) -> np.ndarray:
+    """[8, n * 8, ...] of rows of patches -> [16, ...]: what belongs to each visual token together."""
+    columns, *rest = labels.shape[1:]
+    cut = labels.reshape(4, 2, 4, columns // 4, *rest).swapaxes(1, 2)
+    return np.ascontiguousarray(cut.reshape(16, columns // 2, *rest))
+
+
+@dataclass
+class SightArguments:
+    """The folders of the first stage; more flags are the Trainer's own."""
+
+    checkpoint: str = field(metadata={"help": "a whole checkpoint, its tower to be taught"})
+    taught: str = field(metadata={"help": "where the whole checkpoint with the taught tower goes"})
 
 
 class SightModel(nn.Module):
     """The tower with linear heads on the merger and on each DeepStack merger."""
 
-    def __init__(self, visual: PreTrainedModel):
+    def __init__(self, visual: PreTrainedModel, layout: PatchLayout):
         super().__init__()
-        self.visual = visual
+        self.visual, self.layout = visual, layout
         config: Any = visual.config
         outputs = 1 + len(config.deepstack_visual_indexes)
         width = config.out_hidden_size
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(SHAPES) + 1 + len(COLOUR_NAMES) + 1))
-            for _ in range(outputs)
+        # Of each of a token's 4 patches the thing, colour, box, middle; of its 2 x 8 columns the character.
+        self.parts = (4 * len(classes()), 4 * len(COLOURS), 4 * 4, 4)
+        self.things, self.lines = (
+            nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size)) for _ in range(outputs))
+            for size in (sum(self.parts), 16 * len(CHARACTERS))
         )
 
-    def forward(self, pixel_values, shapes, colours) -> dict[str, torch.Tensor]:
-        """pixel_values [B, 64, 1536], shapes, colours [B, 16] -> loss, predictions [B*16, classes]."""
+    def forward(self, pixel_values, thing, colour, box, middle, character) -> dict[str, torch.Tensor]:
+        """pixel_values uint8 [B, 64, 1536], `Labels` by token [B, 16, ...] -> loss, right [1, 2, 3]."""
         side = SIZE // self.visual.config.patch_size
         grid = torch.tensor([[1, side, side]], device=pixel_values.device).repeat(len(pixel_values), 1)
-        seen = self.visual(pixel_values.flatten(0, 1), grid_thw=grid, return_dict=True)
+        pixels = self.layout.scale(pixel_values.flatten(0, 1))
+        seen = self.visual(pixels, grid_thw=grid, return_dict=True)
+        # Pictures of things teach things, written ones characters: what is not there costs no time.
+        things, lines = (values.flatten(1).any(1) for values in (thing, character))
+        loss, said = pixels.new_zeros(()), []
         features = [seen.pooler_output, *seen.deepstack_features]
-        weights = [1.0] + [0.3] * (len(features) - 1)
-        loss, named = pixel_values.new_zeros(()), []
-        for feature, head, weight in zip(features, self.heads, weights, strict=True):
-            shape, colour = head(feature).split((len(SHAPES) + 1, len(COLOUR_NAMES) + 1), dim=-1)
-            named.append((shape, colour))
-            loss = loss + weight * (
-                cross_entropy(shape, shapes.flatten()) + cross_entropy(colour, colours.flatten())
+        for place, (feature, *heads) in enumerate(zip(features, self.things, self.lines, strict=True)):
+            feature = feature.unflatten(0, (len(thing), -1))
+            names, colours, boxes, middles = heads[0](feature[things]).float().split(self.parts, dim=-1)
+            shown = thing[things].flatten() > 0
+            characters = heads[1](feature[lines]).float()
+            parts = (
+                cross_entropy(names.reshape(-1, len(classes())), thing[things].flatten())
+                + cross_entropy(colours.reshape(-1, len(COLOURS)), colour[things].flatten())
+                + 2 * smooth_l1_loss(boxes.reshape(-1, 4)[shown], box[things].reshape(-1, 4)[shown], beta=0.1)
+                + binary_cross_entropy_with_logits(middles, middle[things])
+                + cross_entropy(characters.reshape(-1, len(CHARACTERS)), character[lines].flatten())
             )
-        return {"loss": loss, "shape": named[0][0], "colour": named[0][1]}
+            loss = loss + (0.3 if place else 1.0) * parts
+            if not place:
+                said = [names, colours, characters]
+        names, colours, characters = (one.detach() for one in said)
+        right = [
+            _right(names, thing[things]),
+            _right(colours, colour[things]),
+            _right(characters, character[lines]),
+        ]
+        return {"loss": loss, "right": torch.stack(right, -1).float()[None]}
 
 
-def _accuracy(prediction) -> dict[str, float]:
-    """Share of right names among the cells that show an object."""
-    result = {}
-    for name, scores, truth in zip(
-        ("shape", "colour"), prediction.predictions, prediction.label_ids, strict=True
-    ):
-        truth, scores = truth.reshape(-1), scores.reshape(-1, scores.shape[-1])
-        result[f"{name}_accuracy"] = float((scores.argmax(-1) == truth)[truth > 0].mean())
-    return result
+def _right(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """[right ones, all] where there is something to name."""
+    truth = truth.flatten()
+    right = scores.reshape(len(truth), -1).argmax(-1) == truth
+    return torch.stack([(right & (truth > 0)).sum(), (truth > 0).sum()])
+
+
+def _shares(prediction) -> dict[str, float]:
+    """Share of right names, colours and characters among the patches or columns that show one."""
+    right, total = np.asarray(prediction.predictions).reshape(-1, 2, 3).sum(0)
+    return dict(zip(("thing", "colour", "character"), (right / total).tolist(), strict=True))
+
+
+def _optimizer(sight: SightModel, arguments: TrainingArguments) -> MuonAndAdamW:
+    """Matrices of the tower by Muon, at three times the rate of all else."""
+    named = dict(sight.visual.named_parameters())
+    matrices = [named.pop(name) for name in tuple(named) if named[name].ndim == 2 and "embed" not in name]
+    rate, decay = arguments.learning_rate, arguments.weight_decay
+    groups = [
+        {"params": matrices, "muon": True, "lr": 3 * rate, "weight_decay": decay},
+        {
+            "params": [*named.values(), *sight.things.parameters(), *sight.lines.parameters()],
+            "lr": rate,
+            "weight_decay": decay,
+        },
+    ]
+    return MuonAndAdamW(groups, betas=(arguments.adam_beta1, arguments.adam_beta2))
 
 
 def teach_sight(
-    checkpoint: Path, output: Path, *, scenes: int, batch: int = 64, first_seed: int = 10_000_000
-) -> Path:
-    """Train the tower of `checkpoint` on `scenes` pictures and write a whole checkpoint to `output`.
+    arguments: TrainingArguments, checkpoint: Path, output: Path, *, first_seed: int = 10_000_000
+) -> None:
+    """Train the tower of `checkpoint` for the steps of the arguments; `output` becomes a whole checkpoint.
 
-    Goes on from the newest state under `output`/states.
+    Goes on from the newest state in the arguments' output folder.
     """
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
     enable_varlen(model)
     processor = AutoProcessor.from_pretrained(checkpoint)
     layout = PatchLayout.of(processor.image_processor)
-    sight = SightModel(model.model.visual)
-    states = output / "states"
-    arguments = TrainingArguments(
-        output_dir=str(states), max_steps=scenes // batch, per_device_train_batch_size=batch,
-        per_device_eval_batch_size=batch, learning_rate=1.5e-3, lr_scheduler_type="cosine", warmup_steps=200,
-        weight_decay=0.05, adam_beta2=0.98, max_grad_norm=1.0, dataloader_num_workers=1, logging_steps=50,
-        eval_strategy="steps", eval_steps=500, save_steps=500, save_total_limit=1, report_to="none",
-        label_names=["shapes", "colours"], use_cpu=not torch.cuda.is_available(), remove_unused_columns=False,
-    )  # fmt: skip
+    patches: Any = model.model.visual.patch_embed
+    convolution, patches.proj = patches.proj, PatchProjection(patches.proj)
+    sight = SightModel(model.model.visual, layout)
+    lessons = arguments.max_steps * arguments.train_batch_size * arguments.world_size
     trainer = Trainer(
         model=sight,
         args=arguments,
-        train_dataset=Scenes(scenes, layout, first_seed=first_seed),
-        eval_dataset=Scenes(512, layout, first_seed=0),
-        compute_metrics=_accuracy,
+        train_dataset=Lessons(lessons, layout, first_seed=first_seed),
+        eval_dataset=Lessons(512, layout, first_seed=0),
+        compute_metrics=_shares,
+        optimizers=(_optimizer(sight, arguments), None),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(states)) if states.is_dir() else None)
-    model.save_pretrained(output)
-    processor.save_pretrained(output)
-    return output
+    states = str(arguments.output_dir)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(states) if Path(states).is_dir() else None)
+    patches.proj = convolution
+    if trainer.is_world_process_zero():
+        model.save_pretrained(output)
+        processor.save_pretrained(output)
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    parser = HfArgumentParser(cast(Any, (SightArguments, TrainingArguments)))
+    folders, training = parser.parse_args_into_dataclasses()
+    teach_sight(training, Path(folders.checkpoint), Path(folders.taught))

@@ -111,6 +111,10 @@ class TrainingArguments(transformers.TrainingArguments):
 
     cache_dir: str | None = field(default=None, metadata={"help": "Where hub downloads are kept."})
     optim: str = field(default="adamw_torch", metadata={"help": "Optimiser, by Hugging Face's name."})
+    muon: bool = field(
+        default=False,
+        metadata={"help": "The weight matrices of layers by Muon, all else by AdamW, at the same rates."},
+    )
     model_max_length: int = field(
         default=512, metadata={"help": "Longest sample in tokens, media included; longer ones: --too_long."}
     )
@@ -182,6 +186,8 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError(f"--peak_tflops {self.peak_tflops}: give a positive number")
         if not self.lora_enable and (self.lora_components or self.lora_dora or self.lora_quantize):
             raise ValueError("--lora_components, --lora_dora and --lora_quantize need --lora_enable True")
+        if self.muon and (self.deepspeed or self.splits_weights()):
+            raise ValueError("--muon True needs whole matrices; leave out --deepspeed and --fsdp, or --muon")
         if self.model_max_length < 1:
             raise ValueError(f"--model_max_length {self.model_max_length}: give a positive number of tokens")
         if self.eval_generate < 0 or self.eval_max_new_tokens < 1:

@@ -103,25 +103,33 @@ def undecayed_parameters(model: nn.Module) -> set[str]:
     return names
 
 
-def parameter_groups(model: nn.Module, table: dict[str, Component]) -> list[dict]:
+def parameter_groups(model: nn.Module, table: dict[str, Component], *, muon: bool = False) -> list[dict]:
     """Optimiser groups, one per component and kind of decay, each with its own learning rate.
 
-    Each group carries its `name`, such as "merger" or "merger, no decay".
+    Each group carries its `name`, such as "merger" or "merger, no decay".  With `muon` the matrices of layers
+    make groups of their own, marked for `MuonAndAdamW`.
     """
     undecayed = undecayed_parameters(model)
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((component_of(name), name not in undecayed), []).append(parameter)
+            kind = (component_of(name), name not in undecayed, muon and is_layer_matrix(name, parameter))
+            groups.setdefault(kind, []).append(parameter)
     return [
         {
             "params": parameters,
             "lr": table[component].learning_rate,
             "weight_decay": table[component].weight_decay if decayed else 0.0,
-            "name": component if decayed else f"{component}, no decay",
+            "name": component + (", matrices" if matrices else "") + ("" if decayed else ", no decay"),
         }
-        for (component, decayed), parameters in groups.items()
+        | ({"muon": True} if matrices else {})
+        for (component, decayed, matrices), parameters in groups.items()
     ]
+
+
+def is_layer_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a weight maps features to features: no embedding, no head, no kernel, no stack of experts."""
+    return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
 
 
 def describe(model: nn.Module, table: dict[str, Component]) -> Iterator[str]:

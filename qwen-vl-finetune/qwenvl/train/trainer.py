@@ -34,6 +34,7 @@ from qwenvl.train.attention import Segments
 from qwenvl.train.callbacks import Clock
 from qwenvl.train.experts import ExpertBalance, balance_coefficient, find_routers
 from qwenvl.train.metering import Meter, TokenLosses, Work, count_loss_tokens
+from qwenvl.train.muon import MuonAndAdamW
 from qwenvl.train.parameters import component_table, parameter_groups
 
 ARGUMENTS_FILE = "training_arguments.json"
@@ -135,7 +136,9 @@ class QwenVLTrainer(Trainer):
         if self.optimizer is None:
             trained = self.model if model is None else model
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-            self.optimizer = kind(parameter_groups(trained, self.components), **options)
+            if self.args.muon:
+                kind, options = MuonAndAdamW, {name: options[name] for name in ("betas", "eps")}
+            self.optimizer = kind(parameter_groups(trained, self.components, muon=self.args.muon), **options)
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:

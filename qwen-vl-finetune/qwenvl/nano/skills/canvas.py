@@ -11,8 +11,8 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from qwenvl.nano.corpus import COLOURS, SHAPES, Thing, near, polygon
 from qwenvl.nano.skills import assets
+from qwenvl.nano.skills.shapes import COLOURS, SHAPES, Thing, near, polygon
 
 Rgb = tuple[int, int, int]
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels, the last two outside
@@ -65,10 +65,7 @@ def any_item(random: Random, split: str, *, unseen: bool = False, **fixed: str) 
 
 def ground(random: Random, size: tuple[int, int], away_from: Sequence[Rgb] = ()) -> Image.Image:
     """A plain, graded, noisy or striped RGB ground whose colours are far from those given."""
-    first, second = max(
-        (_pair(random) for _ in range(24)),
-        key=lambda pair: min((math.dist(a, b) for a in pair for b in away_from), default=0) // 70,
-    )
+    first, second = _far_pair(random, away_from)
     texture = random.choice(("plain", "plain", "gradient", "noise", "stripes"))
     if texture == "plain":
         return Image.new("RGB", size, first)
@@ -83,6 +80,19 @@ def ground(random: Random, size: tuple[int, int], away_from: Sequence[Rgb] = ())
         mix = (np.arange(width)[None, :] // random.randint(4, 24) % 2).repeat(height, 0)
     start, change = np.array(first, np.float32), np.subtract(second, first).astype(np.float32)
     return Image.fromarray((start + change * mix[:, :, None]).clip(0, 255).astype(np.uint8))
+
+
+def _far_pair(random: Random, away_from: Sequence[Rgb]) -> tuple[Rgb, Rgb]:
+    """The first pair of like colours that is far from those given, or the farthest of some."""
+    best, farthest = _pair(random), -1.0
+    for _ in range(20 if away_from else 0):
+        pair = _pair(random)
+        distance = min(math.dist(a, b) for a in pair for b in away_from)
+        if distance > farthest:
+            best, farthest = pair, distance
+        if farthest > 200:
+            break
+    return best
 
 
 def _pair(random: Random) -> tuple[Rgb, Rgb]:
@@ -109,7 +119,7 @@ def sprite(random: Random, item: Item, radius: float) -> Image.Image:
     if item.shape not in ("square", "diamond") and random.random() < 0.5:
         turn = random.uniform(0, 2 * math.pi)
     half = math.ceil(radius) + 2
-    thing = Thing(item.shape, item.colour, item.rgb, half, half, radius, turn, random.uniform(0.35, 0.62))
+    thing = Thing(item.shape, half, half, radius, turn, random.uniform(0.35, 0.62))
     mask = Image.new("L", (4 * half, 4 * half))
     pen = ImageDraw.Draw(mask)
     pen.polygon(polygon(thing, 2), fill=255)
@@ -122,9 +132,11 @@ def sprite(random: Random, item: Item, radius: float) -> Image.Image:
     return _cropped(drawn)
 
 
+_OPAQUE = [255 * (alpha > 100) for alpha in range(256)]
+
+
 def _cropped(drawn: Image.Image) -> Image.Image:
-    opaque = [255 * (alpha > 100) for alpha in range(256)]
-    box = drawn.getchannel("A").point(opaque).getbbox()
+    box = drawn.getchannel("A").point(_OPAQUE).getbbox()
     assert box is not None
     return drawn.crop(box)
 

@@ -6,9 +6,9 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from qwenvl.nano.corpus import COLOURS
 from qwenvl.nano.skills import assets
 from qwenvl.nano.skills.base import Example, Skill
+from qwenvl.nano.skills.shapes import COLOURS
 from qwenvl.nano.skills.text import CITIES, GOODS, PEOPLE, Font, write
 
 SIZE = (192, 160)

@@ -5,9 +5,9 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from qwenvl.nano.corpus import COLOURS, near
 from qwenvl.nano.skills import assets, canvas
 from qwenvl.nano.skills.base import Example, Skill, relative
+from qwenvl.nano.skills.shapes import COLOURS, near
 from qwenvl.nano.skills.text import write
 
 LABELS = (
@@ -80,16 +80,21 @@ def draw_screen(
     return picture, list(zip(labels, boxes, strict=True))
 
 
+def call_for(device: str, box: canvas.Box, size: tuple[int, int]) -> str:
+    """The tool call that clicks the middle of a box in pixels."""
+    place = relative(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), size)
+    arguments = {"action": DEVICES[device][1], "coordinate": place}
+    return f"<tool_call>\n{json.dumps({'name': device, 'arguments': arguments})}\n</tool_call>"
+
+
 def click(random: Random, split: str) -> Example:
     device = random.choice(tuple(DEVICES))
-    size, action, *forms = DEVICES[device]
+    size, _, *forms = DEVICES[device]
     picture, elements = draw_screen(random, split, random.choice(LAYOUTS[split]), size)
     label, box = random.choice(elements)
-    place = relative(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), size)
-    call = json.dumps({"name": device, "arguments": {"action": action, "coordinate": place}})
     form = random.choice(forms)
     return Example(
-        form, f"<image>{form.format(label)}", f"<tool_call>\n{call}\n</tool_call>", (picture,),
+        form, f"<image>{form.format(label)}", call_for(device, box, size), (picture,),
         target={"box": relative(box, size)},
     )  # fmt: skip
 

@@ -7,8 +7,8 @@ from random import Random
 from PIL import Image, ImageDraw
 
 from qwen_vl_utils.grounding import Box3D, Camera, corners
-from qwenvl.nano.corpus import COLOURS, near
 from qwenvl.nano.skills.base import Example, Skill
+from qwenvl.nano.skills.shapes import COLOURS, near
 
 SIZE = (128, 128)
 CAMERA = Camera.from_field_of_view(height=SIZE[1], width=SIZE[0], degrees=60)

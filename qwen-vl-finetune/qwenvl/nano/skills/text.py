@@ -22,16 +22,22 @@ def words() -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for word in listed if len(word) > 2))
 
 
-def _cased(random: Random, text: str) -> str:
+def cased(random: Random, text: str) -> str:
     return random.choice((text, text, text.capitalize(), text.upper()))
 
 
-def _fitting(random: Random, split: str, text: str, width: int, sizes: tuple[int, int]) -> Font:
+@lru_cache(maxsize=200_000)
+def advance(font: Font, character: str) -> float:
+    """How far a character moves the pen, in pixels."""
+    return font.getlength(character)
+
+
+def fitting(random: Random, split: str, text: str, width: int, sizes: tuple[int, int]) -> Font:
     """A font in which the text is at most ``width`` pixels wide, ``sizes`` from, to where that is so."""
     size = random.randint(*sizes)
     while True:
         font = assets.any_font(random, split, size)
-        if font.getlength(text) <= width:
+        if sum(advance(font, character) for character in text) <= width:
             return font
         size = max(7, size - 2)
 
@@ -45,9 +51,9 @@ def write(pen: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, font: Fo
 
 
 def word(random: Random, split: str) -> Example:
-    text = _cased(random, random.choice(words()))
+    text = cased(random, random.choice(words()))
     picture = canvas.ground(random, (128, 64))
-    font = _fitting(random, split, text, 120, (16, 34))
+    font = fitting(random, split, text, 120, (16, 34))
     left, top, right, bottom = font.getbbox(text)
     spot = random.randint(2, max(2, 126 - round(right - left))), random.randint(2, 62 - round(bottom - top))
     write(ImageDraw.Draw(picture), spot, text, font, canvas.ink(random, picture))
@@ -64,7 +70,7 @@ def line(random: Random, split: str) -> Example:
         number = str(random.randint(0, 9999))
         parts = [random.choice((*random.sample(words(), 3), number)) for _ in range(random.randint(2, 3))]
         rows.append(" ".join(parts))
-    font = _fitting(random, split, max(rows, key=len), 146, (12, 18))
+    font = fitting(random, split, max(rows, key=len), 146, (12, 18))
     y, step = random.randint(3, 8), font.size + random.randint(6, 10)
     for place, row in enumerate(rows):
         write(pen, (random.randint(4, 8), y + place * step), row, font, fill)
@@ -164,8 +170,8 @@ def _slip(
     """Head and rows on paper of 160 x 192 pixels; a row without a left side is a rule of its sign."""
     width = 160
     picture, pen, fill = _page(random, (width, 192))
-    font = _fitting(random, split, "Date 2028-08-28 00", width - 8, (11, 13))
-    large = _fitting(random, split, head, width - 16, (14, 18))
+    font = fitting(random, split, "Date 2028-08-28 00", width - 8, (11, 13))
+    large = fitting(random, split, head, width - 16, (14, 18))
     x = (width - large.getlength(head)) / 2 if layout.centred else 8
     write(pen, (x, random.randint(5, 9)), head, large, fill)
     y, step = 34.0, min(font.size + 7, 150 / (len(rows) * (1.6 if layout.stacked else 1) + 0.5))
@@ -198,7 +204,7 @@ def _document(random: Random, split: str) -> tuple[Image.Image, list[tuple[str, 
     picture, pen, fill = _page(random, size)
     parts = []
     y = random.randint(6, 12)
-    plain = _fitting(random, split, "n" * 17, 180, (11, 13))
+    plain = fitting(random, split, "n" * 17, 180, (11, 13))
     for kind in random.choice(PAGES[split]).split():
         x = random.randint(8, 16)
         if kind == "image":
@@ -210,7 +216,7 @@ def _document(random: Random, split: str) -> tuple[Image.Image, list[tuple[str, 
             box = _table(pen, (x, y), rows, plain, fill)
         else:
             text = _lines_of(random, 1)[0]
-            font = _fitting(random, split, text, 170, (16, 20)) if kind == "head" else plain
+            font = fitting(random, split, text, 170, (16, 20)) if kind == "head" else plain
             while font.getlength(text) > 176:
                 text = text.rsplit(" ", 1)[0]
             box, rows = write(pen, (x, y), text, font, fill), [[text]]
@@ -274,7 +280,7 @@ def long_document(random: Random, split: str) -> Example:
             pen,
             (random.randint(6, 20), 8),
             head.capitalize(),
-            _fitting(random, split, head, 110, (16, 20)),
+            fitting(random, split, head, 110, (16, 20)),
             fill,
         )
         for place in range(3):

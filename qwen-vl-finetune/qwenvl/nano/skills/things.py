@@ -5,10 +5,10 @@ from random import Random
 
 from PIL import Image
 
-from qwenvl.nano.corpus import PLURAL
 from qwenvl.nano.skills import assets, canvas
 from qwenvl.nano.skills.base import Example, Skill, relative
 from qwenvl.nano.skills.canvas import Item, Placed, any_item
+from qwenvl.nano.skills.shapes import PLURAL
 
 SIZE = (128, 128)
 
@@ -18,8 +18,23 @@ FOUND["train"] = [name for name in assets.NAMED if name not in FOUND["test"]]
 # Counting is trained on the other kinds.
 COUNTED = {"train": ("animal", "food", "object", "sport or game"), "test": ("travel",)}
 
+# The wordings, by what is asked; {} stands for names. Conversations of training use the same.
+COLOUR = ("What colour is the {}?", "Name the colour of the {}.", "The {} is of which colour?")
+SHAPE = ("Which shape is {}?", "Name the {} shape.", "What is the {} thing?")
+HOLLOW = ("Is the {} filled or hollow?", "The {}: filled or hollow?")
+SIZES = {word: f"Which is {word}, the {{}} or the {{}}?" for word in ("larger", "smaller")}
+COUNT = ("How many {} are there?", "Count the {}.")
+COUNT_ALL = ("How many things are there?", "Count everything.")
+SIDE = "Where is the {} seen from the {}: left, right, above or below?"
+SIDE_TRUE = ("Is the {} {} the {}?", "The {} is {} the {}: yes or no?")
+LOCATE = ("Locate the {}.", "Give the box of the {} as JSON.", "Find the {}, bbox_2d.")
+POINT = ("Point to the {}.", "Give a point on the {} as JSON.", "Where is the {}? point_2d.")
+DETECT = ("Locate all {}.", "Give the boxes of all {} as JSON.")
+NAME = ("What is this?", "Name the thing in the picture.", "What do you see here?")
+CLOSED = ("circle", "square", "triangle", "heart", "pentagon")  # shapes that may be hollow
 
-def _scene(
+
+def scene(
     random: Random, items: list[Item], radius: tuple[float, float], size: tuple[int, int] = SIZE
 ) -> tuple[Image.Image, list[Placed]]:
     picture = canvas.ground(random, size, [item.rgb for item in items if item.colour])
@@ -51,15 +66,15 @@ def recognise(random: Random, split: str) -> Example:
         item, form = any_item(random, split, unseen=True), "Which shape is this?"
     else:
         item = Item(random.choice(assets.NAMED))
-        form = random.choice(("What is this?", "Name the thing in the picture.", "What do you see here?"))
-    picture, _ = _scene(random, [item], (22, 56))
+        form = random.choice(NAME)
+    picture, _ = scene(random, [item], (22, 56))
     return Example(form, f"<image>{form}", assets.name_of(item.shape), (picture,))
 
 
 def kind(random: Random, split: str) -> Example:
     kinds = assets.kinds()[split]
     answer = random.choice(tuple(kinds))
-    picture, _ = _scene(random, [Item(random.choice(kinds[answer]))], (30, 56))
+    picture, _ = scene(random, [Item(random.choice(kinds[answer]))], (30, 56))
     form = "Which kind is this: animal, food, object, face, travel, sport or game?"
     return Example(form, f"<image>{form}", answer, (picture,))
 
@@ -67,18 +82,16 @@ def kind(random: Random, split: str) -> Example:
 def colour(random: Random, split: str) -> Example:
     item = any_item(random, split, unseen=True)
     others = _others(random, split, item, random.randint(0, 3), "shape")
-    picture, _ = _scene(random, [item, *others], (10, 26))
-    form = random.choice(
-        ("What colour is the {}?", "Name the colour of the {}.", "The {} is of which colour?")
-    )
+    picture, _ = scene(random, [item, *others], (10, 26))
+    form = random.choice(COLOUR)
     return Example(form, f"<image>{form.format(item.shape)}", item.colour, (picture,))
 
 
 def shape(random: Random, split: str) -> Example:
     item = any_item(random, split, unseen=True)
     others = _others(random, split, item, random.randint(0, 3), "colour")
-    picture, _ = _scene(random, [item, *others], (12, 26))
-    form = random.choice(("Which shape is {}?", "Name the {} shape.", "What is the {} thing?"))
+    picture, _ = scene(random, [item, *others], (12, 26))
+    form = random.choice(SHAPE)
     return Example(form, f"<image>{form.format(item.colour)}", item.shape, (picture,))
 
 
@@ -86,21 +99,21 @@ def attributes(random: Random, split: str) -> Example:
     """Larger or smaller of two; filled or hollow."""
     first, second = different(random, split, 2, unseen=2)
     if random.random() < 0.5:
-        form = random.choice(("Is the {} filled or hollow?", "The {}: filled or hollow?"))
+        form = random.choice(HOLLOW)
         hollow = random.random() < 0.5
         closed = any_item(
             random,
             split,
             unseen=True,
-            shape=random.choice(("circle", "square", "triangle", "heart", "pentagon")),
+            shape=random.choice(CLOSED),
         )
         first = Item(closed.shape, closed.colour, closed.rgb, hollow)
-        picture, _ = _scene(random, [first, *_others(random, split, first, 1, "colour")], (15, 26))
+        picture, _ = scene(random, [first, *_others(random, split, first, 1, "colour")], (15, 26))
         return Example(
             form, f"<image>{form.format(first.name)}", "hollow" if hollow else "filled", (picture,)
         )
     word = random.choice(("larger", "smaller"))
-    form = f"Which is {word}, the {{}} or the {{}}?"
+    form = SIZES[word]
     picture = canvas.ground(random, SIZE, [first.rgb, second.rgb])
     sprites = [canvas.sprite(random, first, 24), canvas.sprite(random, second, 12)]
     for place, one in enumerate(sprites):
@@ -118,24 +131,28 @@ def count(random: Random, split: str) -> Example:
     number = random.randint(0, 9)
     most = (8, 16) if number > 5 else (10, 20)
     if random.random() < 0.5:
-        form = random.choice(("How many {} are there?", "Count the {}."))
+        form = random.choice(COUNT)
         item = any_item(random, split, unseen=True)
         items = [any_item(random, split, shape=item.shape) for _ in range(number)]
         items[:1] = [item][:number]
         items += _others(
             random, split, item, random.randint(0 if number else 1, min(3, 10 - number)), "shape"
         )
-        picture, _ = _scene(random, items, most)
+        picture, _ = scene(random, items, most)
         return Example(form, f"<image>{form.format(PLURAL[item.shape])}", str(number), (picture,))
-    form = random.choice(("How many things are there?", "Count everything."))
+    form = random.choice(COUNT_ALL)
     pictures = assets.kinds()[split][random.choice(COUNTED[split])]
     one, same = random.choice(pictures), random.random() < 0.5
     items = [Item(one if same else random.choice(pictures)) for _ in range(number)]
-    picture, _ = _scene(random, items, most)
+    picture, _ = scene(random, items, most)
     return Example(form, f"<image>{form}", str(number), (picture,))
 
 
-def _side(one: Placed, other: Placed) -> str | None:
+SIDE_WORDS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+
+
+def side_of(one: Placed, other: Placed) -> str | None:
     """Where ``one`` is seen from ``other``, None where that is in doubt."""
     across, down = (a - b for a, b in zip(one.centre, other.centre, strict=True))
     if abs(across) > 2 * abs(down):
@@ -148,22 +165,17 @@ def _side(one: Placed, other: Placed) -> str | None:
 def spatial(random: Random, split: str) -> Example:
     while True:
         items = different(random, split, random.randint(2, 4), unseen=2)
-        picture, placed = _scene(random, items, (10, 20))
-        side = _side(placed[0], placed[1])
+        picture, placed = scene(random, items, (10, 20))
+        side = side_of(placed[0], placed[1])
         if side is not None:
             break
     one, other = items[0].name, items[1].name
     if random.random() < 0.5:
-        form = "Where is the {} seen from the {}: left, right, above or below?"
-        return Example(form, f"<image>{form.format(one, other)}", side, (picture,))
-    form = random.choice(("Is the {} {} the {}?", "The {} is {} the {}: yes or no?"))
+        return Example(SIDE, f"<image>{SIDE.format(one, other)}", side, (picture,))
+    form = random.choice(SIDE_TRUE)
     true = random.random() < 0.5
-    words = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
-    opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
-    asked = side if true else opposite[side]
-    return Example(
-        form, f"<image>{form.format(one, words[asked], other)}", "yes" if true else "no", (picture,)
-    )
+    asked = SIDE_WORDS[side if true else OPPOSITE[side]]
+    return Example(form, f"<image>{form.format(one, asked, other)}", "yes" if true else "no", (picture,))
 
 
 def _to_find(random: Random, split: str) -> tuple[Image.Image, Placed, str]:
@@ -174,13 +186,13 @@ def _to_find(random: Random, split: str) -> tuple[Image.Image, Placed, str]:
         items += [Item(name) for name in random.sample(assets.NAMED, 3) if name != items[0].shape][
             : random.randint(0, 2)
         ]
-    picture, placed = _scene(random, items, (12, 28))
+    picture, placed = scene(random, items, (12, 28))
     return picture, placed[0], items[0].name
 
 
 def grounding(random: Random, split: str) -> Example:
     picture, found, name = _to_find(random, split)
-    form = random.choice(("Locate the {}.", "Give the box of the {} as JSON.", "Find the {}, bbox_2d."))
+    form = random.choice(LOCATE)
     box = relative(found.box, picture.size)
     answer = json.dumps({"bbox_2d": box, "label": name})
     return Example(form, f"<image>{form.format(name)}", answer, (picture,), target={"boxes": [box]})
@@ -188,12 +200,15 @@ def grounding(random: Random, split: str) -> Example:
 
 def pointing(random: Random, split: str) -> Example:
     picture, found, name = _to_find(random, split)
-    form = random.choice(
-        ("Point to the {}.", "Give a point on the {} as JSON.", "Where is the {}? point_2d.")
-    )
+    form = random.choice(POINT)
     answer = json.dumps({"point_2d": relative(found.centre, picture.size), "label": name})
     target = {"box": relative(found.box, picture.size)}
     return Example(form, f"<image>{form.format(name)}", answer, (picture,), target=target)
+
+
+def boxes_json(boxes: list[list[int]], label: str) -> str:
+    """The answer of a detection, from left to right."""
+    return json.dumps([{"bbox_2d": box, "label": label} for box in sorted(boxes)])
 
 
 def detection(random: Random, split: str) -> Example:
@@ -202,10 +217,10 @@ def detection(random: Random, split: str) -> Example:
     number = random.randint(1, 3)
     items = [item, *(any_item(random, split, shape=item.shape) for _ in range(number - 1))]
     items += _others(random, split, item, random.randint(0, 2), "shape")
-    picture, placed = _scene(random, items, (12, 22))
+    picture, placed = scene(random, items, (12, 22))
     boxes = sorted(relative(one.box, picture.size) for one in placed[:number])
-    form = random.choice(("Locate all {}.", "Give the boxes of all {} as JSON."))
-    answer = json.dumps([{"bbox_2d": box, "label": item.shape} for box in boxes])
+    form = random.choice(DETECT)
+    answer = boxes_json(boxes, item.shape)
     question = f"<image>{form.format(PLURAL[item.shape])}"
     return Example(form, question, answer, (picture,), target={"boxes": boxes})
 
@@ -216,18 +231,18 @@ def compare(random: Random, split: str) -> Example:
     way = random.choice(("same", "which", "missing"))
     if way == "which":
         random.shuffle(items)
-        pictures = tuple(_scene(random, [item], (14, 30))[0] for item in items[:3])
+        pictures = tuple(scene(random, [item], (14, 30))[0] for item in items[:3])
         place = random.randrange(3)
         form, answer = "Which picture shows the {}: 1, 2 or 3?", str(place + 1)
         question = f"<image><image><image>{form.format(items[place].name)}"
         return Example(form, question, answer, pictures)
-    first, _ = _scene(random, items[1:], (10, 20))
+    first, _ = scene(random, items[1:], (10, 20))
     if way == "missing":
-        second, _ = _scene(random, items[2:], (10, 20))
+        second, _ = scene(random, items[2:], (10, 20))
         form = "What is missing in the second picture?"
         return Example(form, f"<image><image>{form}", items[1].name, (first, second))
     same = random.random() < 0.5
-    second, _ = _scene(random, items[1:] if same else [items[0], *items[2:]], (10, 20))
+    second, _ = scene(random, items[1:] if same else [items[0], *items[2:]], (10, 20))
     form = "Do both pictures show the same things?"
     return Example(form, f"<image><image>{form}", "yes" if same else "no", (first, second))
 
