@@ -37,6 +37,7 @@ from qwenvl.nano.skills.canvas import SHAPES, Item, Placed
 from qwenvl.train.attention import enable as enable_varlen
 from qwenvl.train.model_loading import PatchProjection
 from qwenvl.train.muon import MuonAndAdamW
+from qwenvl.train.train_qwen import leave
 
 SIZE = 128  # pixels of a picture's side: 4 x 4 visual tokens of 2 x 2 patches
 PATCH = 16
@@ -330,3 +331,4 @@ if __name__ == "__main__":
     parser = HfArgumentParser(cast(Any, (SightArguments, TrainingArguments)))
     folders, training = parser.parse_args_into_dataclasses()
     teach_sight(training, Path(folders.checkpoint), Path(folders.taught))
+    leave()

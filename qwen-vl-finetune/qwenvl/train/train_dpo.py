@@ -8,7 +8,8 @@ Everything but the loss is that of `train_qwen.py`; `preference` says what diffe
 """
 
 from qwenvl.train.preference import PreferenceTrainer
-from qwenvl.train.train_qwen import main
+from qwenvl.train.train_qwen import leave, main
 
 if __name__ == "__main__":
     main(PreferenceTrainer)
+    leave()

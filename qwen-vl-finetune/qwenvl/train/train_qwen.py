@@ -13,6 +13,7 @@ checkpoints, it goes on from the last complete one.
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import json
 import logging
@@ -20,7 +21,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import transformers
 from transformers import ProgressCallback, set_seed
@@ -119,8 +120,19 @@ def main(kind: type[QwenVLTrainer] = QwenVLTrainer) -> None:
         message = f"{kind.program}: {error}"
         _leave_for_torchrun(message)
         sys.exit(message if training_args.local_process_index == 0 else 1)
-    # Left to the interpreter's end, the threads of the process group can abort a process that is done.
     trainer.accelerator.end_training()
+
+
+def leave() -> NoReturn:
+    """End the process with success: exit handlers run, the interpreter is not taken down.
+
+    Taking it down ends threads that wait for its lock, such as the process group's that lets go of a last
+    tensor, inside C++ that answers with an abort: "terminate called without an active exception".
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _leave_for_torchrun(message: str) -> None:
@@ -132,3 +144,4 @@ def _leave_for_torchrun(message: str) -> None:
 
 if __name__ == "__main__":
     main()
+    leave()
