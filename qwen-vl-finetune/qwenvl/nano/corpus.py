@@ -161,13 +161,33 @@ def _detect(random: Random, placed: Sequence[Placed]) -> Turn | None:
 
 
 def _present(random: Random, placed: Sequence[Placed]) -> Turn:
-    """No skill of the test's, but what one would ask."""
+    """As `_list` and `_place` no skill of the test's, but what one would ask."""
     item, other = random.choice(placed).item, canvas.any_item(random, "train")
     name = random.choice((item, other)).name
     if item.colour and random.random() < 0.5:  # a near miss
         name = random.choice((f"{other.colour} {item.shape}", f"{item.colour} {other.shape}"))
     present = any(one.item.name == name for one in placed)
     return random.choice(("Can you see a {}?", "Yes or no: {}?")).format(name), "yes" if present else "no"
+
+
+def _list(random: Random, placed: Sequence[Placed]) -> Turn:
+    rows = sorted(placed, key=lambda one: (int(one.centre[1] // 32), one.centre[0]))
+    question = random.choice(
+        ("List all objects in reading order.", "Describe the picture.", "What do you see?")
+    )
+    return question, ", ".join(one.item.name for one in rows)
+
+
+def _place(random: Random, placed: Sequence[Placed]) -> Turn | None:
+    one = _only(random, placed, _name)
+    if one is None:
+        return None
+    column, row = (
+        min(2, int(3 * middle / side)) for middle, side in zip(one.centre, things.SIZE, strict=True)
+    )
+    place = f"{('top', '', 'bottom')[row]} {('left', '', 'right')[column]}".strip() or "centre"
+    question = random.choice(("Where do you find the {}?", "In which part of the picture lies the {}?"))
+    return question.format(one.item.name), place
 
 
 def _named(random: Random, placed: Sequence[Placed]) -> Turn | None:
@@ -178,7 +198,8 @@ def _named(random: Random, placed: Sequence[Placed]) -> Turn | None:
 
 
 ASKS = (
-    _colour, _shape, _hollow, _size, _count, _count_all, _side, _locate, _point, _detect, _present, _named,
+    _colour, _shape, _hollow, _size, _count, _count_all, _side, _locate, _point, _detect, _present,
+    _list, _place, _named,
 )  # fmt: skip
 
 
