@@ -72,11 +72,17 @@ def test_answers_about_scenes_are_true(monkeypatch):
                 name = re.split("see a |no: ", question)[1].rstrip("?")
                 assert answer == ("yes" if name in names else "no")
                 forms.add("present")
-            elif answer in things.OPPOSITE:
+            elif question.startswith(("Where do you find", "In which part")):
+                one = names[re.split("find the |lies the ", question)[1].rstrip("?")]
+                x, y = one.centre
+                for word, holds in (("left", x < 43), ("right", x > 85), ("top", y < 43), ("bottom", y > 85)):
+                    assert (word in answer) == holds, (seed, question)
+                forms.add("place")
+            elif "seen from" in question:
                 one, other = (names[name] for name in re.findall("the ([a-z ]+?)(?: seen|:)", question))
                 assert things.side_of(one, other) == answer
                 forms.add("side")
-    assert checked > 300 and forms == {"box", "point", "present", "side"}
+    assert checked > 300 and forms == {"box", "point", "present", "side", "place"}
 
 
 def test_no_question_of_easy_vqa_is_ever_asked():

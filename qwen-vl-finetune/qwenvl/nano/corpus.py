@@ -26,6 +26,10 @@ from qwenvl.nano.skills.shapes import PLURAL, SHAPES
 PART = 1000  # rows that are written together; an interrupted corpus goes on after the last part
 TURNS = 6  # questions about one scene, at most
 
+# As published models are asked for everything, and for points.
+LOCATE_ALL = 'Locate every object. Answer in JSON: [{"bbox_2d": [x1, y1, x2, y2], "label": "..."}]'
+POINT_AS_LIST = 'Point to the {}. Answer in JSON: [{{"point_2d": [x, y], "label": "..."}}]'
+
 Turn = tuple[str, str]
 
 # Rows of a hundred. Goals come first: things, words, screens, receipts and directions.
@@ -146,7 +150,10 @@ def _point(random: Random, placed: Sequence[Placed]) -> Turn | None:
     if one is None:
         return None
     name, point = one.item.name, relative(one.centre, things.SIZE)
-    return random.choice(things.POINT).format(name), json.dumps({"point_2d": point, "label": name})
+    answer = {"point_2d": point, "label": name}
+    if random.random() < 0.3:
+        return POINT_AS_LIST.format(name), json.dumps([answer])
+    return random.choice(things.POINT).format(name), json.dumps(answer)
 
 
 def _detect(random: Random, placed: Sequence[Placed]) -> Turn | None:
@@ -158,6 +165,14 @@ def _detect(random: Random, placed: Sequence[Placed]) -> Turn | None:
     if len(boxes) > 3:
         return None
     return random.choice(things.DETECT).format(PLURAL[shape]), things.boxes_json(boxes, shape)
+
+
+def _locate_all(random: Random, placed: Sequence[Placed]) -> Turn | None:
+    """Everything, from left to right."""
+    if len(placed) > 4 or any(not _findable(one.item) for one in placed) or random.random() < 0.5:
+        return None
+    found = sorted((relative(one.box, things.SIZE), one.item.name) for one in placed)
+    return LOCATE_ALL, json.dumps([{"bbox_2d": box, "label": name} for box, name in found])
 
 
 def _present(random: Random, placed: Sequence[Placed]) -> Turn:
@@ -198,8 +213,8 @@ def _named(random: Random, placed: Sequence[Placed]) -> Turn | None:
 
 
 ASKS = (
-    _colour, _shape, _hollow, _size, _count, _count_all, _side, _locate, _point, _detect, _present,
-    _list, _place, _named,
+    _colour, _shape, _hollow, _size, _count, _count_all, _side, _locate, _point, _detect, _locate_all,
+    _present, _list, _place, _named,
 )  # fmt: skip
 
 
