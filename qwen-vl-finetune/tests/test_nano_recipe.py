@@ -53,9 +53,13 @@ def test_labels_say_what_is_in_the_patches_of_each_token(checkpoints):
         seen["lines"] += bool(labels.character.any())
         assert not (labels.thing.any() and labels.character.any())
         for y, x in np.argwhere(labels.thing > 0):
-            x1, y1, x2, y2 = labels.box[y, x] * sight.TOKEN + np.tile((16 * x + 8, 16 * y + 8), 2)
-            assert -1 < x1 < x2 < 129 and -1 < y1 < y2 < 129
-            assert x1 < 16 * x + 16 and x2 > 16 * x and y1 < 16 * y + 16 and y2 > 16 * y
+            x1, y1, x2, y2 = 4 * labels.edge[y, x]
+            assert 0 <= x1 <= x2 < 128 and 0 <= y1 <= y2 < 128
+            assert x1 < 16 * x + 16 and x2 + 4 > 16 * x and y1 < 16 * y + 16 and y2 + 4 > 16 * y
+        words = {place: word for word, place in sight.known_words().items()}
+        for y, x in np.argwhere(labels.word > 0):
+            written = {sight.CHARACTERS[one].lower() for one in labels.character[y, 8 * x : 8 * x + 8]}
+            assert written & set(words[labels.word[y, x]])
         for row_, column in np.argwhere(labels.character > 0):
             patch = pixels[16 * row_ : 16 * row_ + 16, max(0, 4 * column - 8) : 4 * column + 12].astype(int)
             assert patch.max() - patch.min() > 20, (seed, row_, column)  # something is written there

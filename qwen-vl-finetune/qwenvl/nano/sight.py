@@ -2,8 +2,9 @@
 
 A tower with random weights learns slowly through the language loss alone.  Here throw-away linear heads say,
 on the merger's output and on each DeepStack merger's, what is under each patch of every visual token: which
-thing, its colour, its box, whether its middle is here, and which characters.  All the features that the
-language model will read then carry what it needs; the heads are dropped afterwards.
+thing, its colour, where in the picture its edges are, whether its middle is here, which characters and words.
+All the features that the language model will read then carry what it needs, in the terms it will answer in;
+the heads are dropped afterwards.
 
     things or written lines -> picture + Labels -> tower -> mergers -> heads -> loss
 """
@@ -11,6 +12,7 @@ language model will read then carry what it needs; the heads are dropped afterwa
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, smooth_l1_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import Dataset
 from transformers import (
     AutoModelForImageTextToText,
@@ -32,17 +34,18 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from qwen_vl_utils.patches import PatchLayout
-from qwenvl.nano.skills import assets, canvas, text
+from qwenvl.nano.skills import assets, canvas, screens, text
 from qwenvl.nano.skills.canvas import SHAPES, Item, Placed
 from qwenvl.train.attention import enable as enable_varlen
 from qwenvl.train.model_loading import PatchProjection
 from qwenvl.train.muon import MuonAndAdamW
 from qwenvl.train.train_qwen import leave
 
+EDGES = 32
 SIZE = 128  # pixels of a picture's side: 4 x 4 visual tokens of 2 x 2 patches
 PATCH = 16
 TOKEN = 2 * PATCH
-STEP = 4  # pixels between two columns of characters
+STEP = 4  # pixels between two columns of characters, and between two places of an edge
 COLOURS = ("", *canvas.PLAIN_COLOURS)
 CHARACTERS = " abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:-/'&$%#!?()+="
 
@@ -55,26 +58,43 @@ def classes() -> dict[str, int]:
 
 
 @lru_cache(maxsize=1)
-def _class_of() -> dict[str, str]:
-    """The class of every pictogram that training may show."""
-    others = {name: f"some {kind}" for kind, names in assets.kinds()["train"].items() for name in names}
-    return others | {assets.DRAWN_AS.get(name, name): name for name in assets.NAMED}
+def known_words() -> dict[str, int]:
+    """The words that skills write, in lower case; 0 is for none of them."""
+    shops = (word for shop in text.SHOPS for word in shop.split())
+    words = {
+        word.lower()
+        for word in (*text.words(), *screens.LABELS, *text.GOODS, *text.PEOPLE, *text.CITIES, *shops)
+    }
+    return {word: place for place, word in enumerate(sorted(words), 1)}
+
+
+@lru_cache(maxsize=1)
+def _other_pictograms() -> dict[str, str]:
+    """The classes of pictograms that training may show and that have no name here."""
+    return {name: f"some {kind}" for kind, names in assets.kinds()["train"].items() for name in names}
+
+
+def _class_of(item: Item) -> str:
+    return item.shape if item.shape in classes() else _other_pictograms()[item.shape]
 
 
 @dataclass
 class Labels:
     """What is where in a picture of SIZE x SIZE pixels.
 
-    ``thing``, ``colour``: class of each patch [8, 8], 0 for none.  ``box``: its edges as seen from the
-    middle of the patch, in tokens [8, 8, 4].  ``middle``: whether a thing's middle is in the patch [8, 8].
+    ``thing``, ``colour``: class of each patch [8, 8], 0 for none.
+    ``edge``: where its left, upper, right and lower edge lie, in steps of 4 pixels [8, 8, 4], -100 for none.
+    ``middle``: whether the middle of a thing is in the patch [8, 8].
     ``character``: of each column of 4 pixels in each row of patches [8, 32], 0 for none.
+    ``word``: of each token's column in each row of patches [8, 4], 0 for none.
     """
 
     thing: np.ndarray = field(default_factory=lambda: np.zeros((8, 8), np.int64))
     colour: np.ndarray = field(default_factory=lambda: np.zeros((8, 8), np.int64))
-    box: np.ndarray = field(default_factory=lambda: np.zeros((8, 8, 4), np.float32))
+    edge: np.ndarray = field(default_factory=lambda: np.full((8, 8, 4), -100, np.int64))
     middle: np.ndarray = field(default_factory=lambda: np.zeros((8, 8), np.float32))
     character: np.ndarray = field(default_factory=lambda: np.zeros((8, 32), np.int64))
+    word: np.ndarray = field(default_factory=lambda: np.zeros((8, 4), np.int64))
 
     def add_things(self, placed: list[Placed]) -> None:
         """Each patch shows the thing whose box, a little smaller, covers it most, if by an eighth or more."""
@@ -87,22 +107,11 @@ class Labels:
         high = np.minimum(starts + PATCH, inner[:, 3:4]) - np.maximum(starts, inner[:, 1:2])
         cover = wide.clip(0)[:, None, :] * high.clip(0)[:, :, None]
         owner, shown = cover.argmax(0), cover.max(0) >= PATCH * PATCH / 8
-        known = classes()
-        things = np.array(
-            [
-                known[
-                    one.item.shape
-                    if one.item.colour
-                    else _class_of()[assets.DRAWN_AS.get(one.item.shape, one.item.shape)]
-                ]
-                for one in placed
-            ]
-        )
+        things = np.array([classes()[_class_of(one.item)] for one in placed])
         colours = np.array([COLOURS.index(one.item.colour) for one in placed])
         self.thing, self.colour = things[owner] * shown, colours[owner] * shown
-        centres = starts + PATCH / 2
-        here = np.stack([*np.broadcast_arrays(centres[None, :], centres[:, None])] * 2, -1)
-        self.box = (boxes[owner] - here) / TOKEN * shown[:, :, None]
+        edges = (boxes / STEP).clip(0, EDGES - 1).astype(np.int64)
+        self.edge = np.where(shown[:, :, None], edges[owner], -100)
         for box in boxes:
             self.middle[int((box[1] + box[3]) // 2) // PATCH, int((box[0] + box[2]) // 2) // PATCH] = 1
 
@@ -111,11 +120,27 @@ class Labels:
         rows = [row for row in range(8) if ink[1] - 2 <= row * PATCH + 8 <= ink[3] + 2]
         rows = rows or [min(7, max(0, (ink[1] + ink[3]) // 2 // PATCH))]
         last = float(ink[0])
+        spans: list[tuple[str, float, float]] = []
         for character in line:
             first, last = last, last + text.advance(font, character)
             columns = range(max(0, math.ceil((first - 2) / STEP)), min(32, math.ceil((last - 2) / STEP)))
             for row in rows:
                 self.character[row, columns.start : columns.stop] = max(0, CHARACTERS.find(character))
+            spans.append((character, first, last))
+        self._add_words(spans, rows)
+
+    def _add_words(self, spans: list[tuple[str, float, float]], rows: list[int]) -> None:
+        """Each token's column has the word that covers most of it."""
+        most = [0.0] * 4
+        for blank, letters in groupby(spans, key=lambda span: span[0] == " "):
+            word = list(letters)
+            known = 0 if blank else known_words().get("".join(span[0] for span in word).lower(), 0)
+            for column in range(4):
+                start = max(word[0][1], TOKEN * column)
+                cover = min(word[-1][2], TOKEN * (column + 1)) - start
+                if known and cover > max(most[column], 4):
+                    most[column] = cover
+                    self.word[rows, column] = known
 
 
 def _things(random: Random) -> tuple[Image.Image, Labels]:
@@ -216,6 +241,10 @@ class SightArguments:
     taught: str = field(metadata={"help": "where the whole checkpoint with the taught tower goes"})
 
 
+def _head(width: int, size: int) -> nn.Module:
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size))
+
+
 class SightModel(nn.Module):
     """The tower with linear heads on the merger and on each DeepStack merger."""
 
@@ -225,15 +254,16 @@ class SightModel(nn.Module):
         config: Any = visual.config
         outputs = 1 + len(config.deepstack_visual_indexes)
         width = config.out_hidden_size
-        # Of each of a token's 4 patches the thing, colour, box, middle; of its 2 x 8 columns the character.
-        self.parts = (4 * len(classes()), 4 * len(COLOURS), 4 * 4, 4)
+        # Of each of a token's 4 patches thing, colour, 4 edges, middle; of its 2 x 8 columns the character.
+        self.parts = (4 * len(classes()), 4 * len(COLOURS), 4 * 4 * EDGES, 4)
+        self.written = (16 * len(CHARACTERS), 2 * (len(known_words()) + 1))
         self.things, self.lines = (
-            nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size)) for _ in range(outputs))
-            for size in (sum(self.parts), 16 * len(CHARACTERS))
+            nn.ModuleList(_head(width, sum(sizes)) for _ in range(outputs))
+            for sizes in (self.parts, self.written)
         )
 
-    def forward(self, pixel_values, thing, colour, box, middle, character) -> dict[str, torch.Tensor]:
-        """pixel_values uint8 [B, 64, 1536], `Labels` by token [B, 16, ...] -> loss, right [1, 2, 3]."""
+    def forward(self, pixel_values, thing, colour, edge, middle, character, word) -> dict[str, torch.Tensor]:
+        """pixel_values uint8 [B, 64, 1536], `Labels` by token [B, 16, ...] -> loss, right [1, 2, 5]."""
         side = SIZE // self.visual.config.patch_size
         grid = torch.tensor([[1, side, side]], device=pixel_values.device).repeat(len(pixel_values), 1)
         pixels = self.layout.scale(pixel_values.flatten(0, 1))
@@ -244,26 +274,27 @@ class SightModel(nn.Module):
         features = [seen.pooler_output, *seen.deepstack_features]
         for place, (feature, *heads) in enumerate(zip(features, self.things, self.lines, strict=True)):
             feature = feature.unflatten(0, (len(thing), -1))
-            names, colours, boxes, middles = heads[0](feature[things]).float().split(self.parts, dim=-1)
-            shown = thing[things].flatten() > 0
-            characters = heads[1](feature[lines]).float()
-            parts = (
-                cross_entropy(names.reshape(-1, len(classes())), thing[things].flatten())
-                + cross_entropy(colours.reshape(-1, len(COLOURS)), colour[things].flatten())
-                + 2 * smooth_l1_loss(boxes.reshape(-1, 4)[shown], box[things].reshape(-1, 4)[shown], beta=0.1)
-                + binary_cross_entropy_with_logits(middles, middle[things])
-                + cross_entropy(characters.reshape(-1, len(CHARACTERS)), character[lines].flatten())
-            )
+            names, colours, edges, middles = heads[0](feature[things]).float().split(self.parts, dim=-1)
+            characters, words = heads[1](feature[lines]).float().split(self.written, dim=-1)
+            pairs = [
+                (names, thing[things]), (colours, colour[things]), (edges, edge[things]),
+                (characters, character[lines]), (words, _positive(word[lines])),
+            ]  # fmt: skip
+            parts = sum((_named(*pair) for pair in pairs), loss.new_zeros(()))
+            parts = parts + binary_cross_entropy_with_logits(middles, middle[things])
             loss = loss + (0.3 if place else 1.0) * parts
-            if not place:
-                said = [names, colours, characters]
-        names, colours, characters = (one.detach() for one in said)
-        right = [
-            _right(names, thing[things]),
-            _right(colours, colour[things]),
-            _right(characters, character[lines]),
-        ]
-        return {"loss": loss, "right": torch.stack(right, -1).float()[None]}
+            said = said or [_right(scores.detach(), truth) for scores, truth in pairs]
+        return {"loss": loss, "right": torch.stack(said, -1).float()[None]}
+
+
+def _named(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of scores [..., places * classes] for the truth [..., places]."""
+    return cross_entropy(scores.reshape(truth.numel(), -1), truth.flatten())
+
+
+def _positive(truth: torch.Tensor) -> torch.Tensor:
+    """The truth where there is something; what is not there is not taught."""
+    return torch.where(truth > 0, truth, -100)
 
 
 def _right(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -274,9 +305,9 @@ def _right(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def _shares(prediction) -> dict[str, float]:
-    """Share of right names, colours and characters among the patches or columns that show one."""
-    right, total = np.asarray(prediction.predictions).reshape(-1, 2, 3).sum(0)
-    return dict(zip(("thing", "colour", "character"), (right / total).tolist(), strict=True))
+    """Share of right names among the patches or columns that show one."""
+    right, total = np.asarray(prediction.predictions).reshape(-1, 2, 5).sum(0)
+    return dict(zip(("thing", "colour", "edge", "character", "word"), (right / total).tolist(), strict=True))
 
 
 def _optimizer(sight: SightModel, arguments: TrainingArguments) -> MuonAndAdamW:
