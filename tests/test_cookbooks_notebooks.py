@@ -4,11 +4,13 @@ import http.server
 import json
 import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gallery import COOKBOOKS, canonical, execute, index, main, notebooks, page
+from qwen_vl_serve.launch import running_server
 
 NOTEBOOKS = {path.stem: path for path in notebooks([])}
 NAMES = (
@@ -16,6 +18,7 @@ NAMES = (
     "computer_use 3d_grounding think_with_images mmcode long_document_understanding spatial_understanding "
     "fine_tuning"
 ).split()
+NANO = str(COOKBOOKS.parent / "models/qwen3-vl-nano")
 CLEAN = {"MODEL": "", "COOKBOOKS": ""}
 
 
@@ -125,9 +128,21 @@ def test_a_notebook_asks_an_endpoint_by_the_same_variable(name):
         server.shutdown()
     assert not executed.error
     assert Endpoint.asked and {request["model"] for request in Endpoint.asked} == {"hosted"}
-    assert all("tools" in request for request in Endpoint.asked) == (name == "computer_use")
+    assert any("tools" in request for request in Endpoint.asked) == (name == "computer_use")
     kinds = [part["type"] for request in Endpoint.asked for part in request["messages"][-1]["content"]]
     assert kinds.count("image_url") == len(Endpoint.asked)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[str]:
+    with running_server(NANO, "--tools") as url:
+        yield url
+
+
+@pytest.mark.parametrize("name", ["2d_grounding", "computer_use"])
+def test_a_notebook_asks_what_make_serve_serves(name, served):
+    executed = execute(NOTEBOOKS[name], environment={**CLEAN, "MODEL": served}, timeout=240)
+    assert not executed.error
 
 
 def test_the_front_page_of_a_gallery_escapes_what_it_shows():

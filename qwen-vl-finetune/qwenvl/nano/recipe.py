@@ -10,15 +10,18 @@
                     -> measured by nanobench, skill by skill
 
 Stopped and started again it goes on from the last saved state of the unfinished stage.  On two CPU cores it
-takes about two hours.
+takes two hours and a half; `--minutes` bounds the last stage.
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from qwenvl.nano.architecture import write_checkpoint
 from qwenvl.nano.bench import write_bench
@@ -27,7 +30,7 @@ from qwenvl.nano.corpus import write_corpus
 FAMILY = "qwen3_vl"
 SIGHT_STEPS = 2400
 ROWS = 200_000
-PROCESSES = 2
+PROCESSES = torch.cuda.device_count() or min(2, os.cpu_count() or 1)
 
 SIGHT_FLAGS = (
     "--per_device_train_batch_size 64 --per_device_eval_batch_size 64 --learning_rate 2e-3 "
@@ -61,15 +64,15 @@ def teach_sight(start: Path, output: Path) -> None:
     _torchrun("qwenvl.nano.sight", *folders, "--max_steps", SIGHT_STEPS, *SIGHT_FLAGS)
 
 
-def teach_language(start: Path, corpus: Path, output: Path) -> None:
-    """Train all of the model on the conversations of `corpus`, by the public command."""
+def teach_language(start: Path, corpus: Path, output: Path, minutes: float) -> None:
+    """Train all of the model on the conversations of `corpus`, by the public command, so long at most."""
     annotations = write_corpus(corpus, rows=ROWS)
     registry = corpus / "datasets.toml"
     registry.write_text(
         f'[corpus]\nannotation_path = "{annotations.name}"\ndata_path = "."\n', encoding="utf-8"
     )
     folders = ["--model_name_or_path", start, "--dataset_config", registry, "--output_dir", output]
-    _torchrun("qwenvl.train.train_qwen", *folders, *LANGUAGE_FLAGS)
+    _torchrun("qwenvl.train.train_qwen", *folders, *LANGUAGE_FLAGS, "--max_minutes", minutes)
 
 
 def measure(checkpoint: Path, folder: Path) -> None:
@@ -80,15 +83,15 @@ def measure(checkpoint: Path, folder: Path) -> None:
     subprocess.run(list(map(str, command)), check=True)
 
 
-def make_nano(folder: Path) -> Path:
-    """Run every stage that is not finished yet; returns the folder of the trained checkpoint."""
+def make_nano(folder: Path, minutes: float = 120) -> Path:
+    """Run every stage that is not finished yet, the last for `minutes` at most; the checkpoint's folder."""
     start, sight, language = folder / "start", folder / "sight", folder / "language"
     if not (start / "model.safetensors").is_file():
         write_checkpoint(FAMILY, start)
     if not (sight / "model.safetensors").is_file():
         teach_sight(start, sight)
     if not (language / "model.safetensors").is_file():
-        teach_language(sight, folder / "corpus", language)
+        teach_language(sight, folder / "corpus", language, minutes)
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir(exist_ok=True)
     for name in CHECKPOINT_FILES:
@@ -102,8 +105,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="where stages and their states are kept")
-    folder = parser.parse_args().folder
-    measure(make_nano(folder), folder / "nanobench")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=120,
+        help="longest last stage, its learning rate run down (default: 120)",
+    )
+    arguments = parser.parse_args()
+    measure(make_nano(arguments.folder, arguments.minutes), arguments.folder / "nanobench")
 
 
 if __name__ == "__main__":

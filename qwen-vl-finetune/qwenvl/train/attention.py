@@ -59,18 +59,39 @@ class Segments:
         return self.cu_seqlens.diff().tolist()
 
     @cached_property
-    def causal_buckets(self) -> list[torch.Tensor]:
-        """The padded token indices of each bucket of similar lengths, [segments, longest of the bucket]."""
+    def similar(self) -> Buckets:
+        """Buckets of similar lengths, filled up."""
         return _buckets(self.lengths, _PADDING, self.cu_seqlens.device)
 
     @cached_property
-    def equal_buckets(self) -> list[torch.Tensor]:
-        """The token indices of each bucket of equal lengths, [segments, length]."""
+    def equal(self) -> Buckets:
+        """Buckets of equal lengths."""
         return _buckets(self.lengths, 1.0, self.cu_seqlens.device)
 
 
-def _buckets(lengths: Sequence[int], padding: float, device: torch.device) -> list[torch.Tensor]:
-    """Segments grouped by length, as token indices; a padded place holds -1."""
+@dataclass(frozen=True)
+class Buckets:
+    """Segments of like length next to each other, each filled up with other tokens to its bucket's longest.
+
+    order [P]: which token of the row is where; shapes: (segments, longest) of each bucket;
+    places [T]: where in `order` each token of the row is.
+    """
+
+    order: torch.Tensor
+    shapes: list[tuple[int, int]]
+    places: torch.Tensor
+
+    def split(self, row: torch.Tensor) -> list[torch.Tensor]:
+        """[T, ...] -> of each bucket [segments, longest, ...]."""
+        parts = row[self.order].split([count * longest for count, longest in self.shapes])
+        return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The reverse of `split`."""
+        return torch.cat([part.flatten(0, 1) for part in parts])[self.places]
+
+
+def _buckets(lengths: Sequence[int], padding: float, device: torch.device) -> Buckets:
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + length)
@@ -79,13 +100,18 @@ def _buckets(lengths: Sequence[int], padding: float, device: torch.device) -> li
         if not grouped or lengths[grouped[-1][0]] > padding * lengths[segment]:
             grouped.append([])
         grouped[-1].append(segment)
-    buckets = []
+    order, real, shapes = [], [], []
     for group in grouped:
-        steps = torch.arange(lengths[group[0]])
-        first = torch.tensor([starts[i] for i in group])[:, None]
-        length = torch.tensor([lengths[i] for i in group])[:, None]
-        buckets.append(torch.where(steps < length, first + steps, -1).to(device))
-    return buckets
+        longest = lengths[group[0]]
+        steps = torch.arange(longest)
+        own = steps < torch.tensor([lengths[i] for i in group])[:, None]
+        order.append(torch.where(own, torch.tensor([starts[i] for i in group])[:, None] + steps, 0).flatten())
+        real.append(own.flatten())
+        shapes.append((len(group), longest))
+    tokens, kept = torch.cat(order), torch.cat(real).nonzero()[:, 0]
+    places = torch.empty(starts[-1], dtype=torch.int64)
+    places[tokens[kept]] = kept
+    return Buckets(tokens.to(device), shapes, places.to(device))
 
 
 def segment_attention(
@@ -161,14 +187,14 @@ def _batched_attention(query, key, value, segments: Segments, *, causal, scale, 
     if count * segments.longest == tokens:  # All of one length: no token has to move.
         batched = [t.unflatten(1, (count, -1)).transpose(0, 1) for t in (query, key, value)]
         return scaled_dot_product_attention(*batched, **options).transpose(1, 2).flatten(0, 1)
-    output = query.new_zeros(tokens, heads, value.shape[-1])
-    for index in segments.causal_buckets if causal else segments.equal_buckets:
-        # A padded place reads some token; it comes after its segment's own, which causal attention hides.
-        batched = [t[:, index.clamp(min=0)].transpose(0, 1) for t in (query, key, value)]
-        rows = scaled_dot_product_attention(*batched, **options).transpose(1, 2)
-        real = index >= 0
-        output = output.index_put((index[real],), rows[real])
-    return output
+    # What fills a segment up comes after its own tokens, which causal attention hides from them.
+    buckets = segments.similar if causal else segments.equal
+    split = [buckets.split(t.transpose(0, 1)) for t in (query, key, value)]
+    rows = [
+        scaled_dot_product_attention(*(t.transpose(1, 2) for t in batched), **options).transpose(1, 2)
+        for batched in zip(*split, strict=True)
+    ]
+    return buckets.join(rows)
 
 
 def _interface(module, query, key, value, attention_mask, scaling=None, dropout=0.0, segments=None, **kwargs):
@@ -218,11 +244,9 @@ def _each_segment(
     """Linear attention within each segment, [1, T, C] -> [1, T, C], from a `forward` that knows batches."""
     if segments is None:
         return forward(hidden_states, **kwargs)
-    # A padded place comes after its segment's own tokens, which no linear attention looks forward from.
-    rows = [forward(hidden_states[0, index.clamp(min=0)], **kwargs) for index in segments.causal_buckets]
-    real = [index >= 0 for index in segments.causal_buckets]
-    places = torch.cat([index[kept] for index, kept in zip(segments.causal_buckets, real, strict=True)])
-    return torch.cat([row[kept] for row, kept in zip(rows, real, strict=True)])[places.argsort()][None]
+    # What fills a segment up comes after its own tokens, from which no linear attention looks forward.
+    parts = segments.similar.split(hidden_states[0])
+    return segments.similar.join([forward(part, **kwargs) for part in parts])[None]
 
 
 @contextmanager
