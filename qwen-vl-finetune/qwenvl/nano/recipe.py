@@ -61,7 +61,8 @@ def _torchrun(module: str, *flags: object) -> None:
 def teach_sight(start: Path, output: Path) -> None:
     """Teach the tower of the checkpoint `start`; `output` is a whole checkpoint."""
     folders = ["--checkpoint", start, "--taught", output, "--output_dir", output.with_name("sight-states")]
-    _torchrun("qwenvl.nano.sight", *folders, "--max_steps", SIGHT_STEPS, *SIGHT_FLAGS)
+    length = ["--max_steps", SIGHT_STEPS, "--use_cpu", not torch.cuda.is_available()]
+    _torchrun("qwenvl.nano.sight", *folders, *length, *SIGHT_FLAGS)
 
 
 def teach_language(start: Path, corpus: Path, output: Path, minutes: float) -> None:
