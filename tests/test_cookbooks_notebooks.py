@@ -139,7 +139,7 @@ def served() -> Iterator[str]:
         yield url
 
 
-@pytest.mark.parametrize("name", ["2d_grounding", "computer_use"])
+@pytest.mark.parametrize("name", ["2d_grounding"])
 def test_a_notebook_asks_what_make_serve_serves(name, served):
     executed = execute(NOTEBOOKS[name], environment={**CLEAN, "MODEL": served}, timeout=240)
     assert not executed.error
