@@ -70,11 +70,18 @@ def _grey(folder: Path, example: Example) -> list[str]:
     return paths
 
 
-def row_of(example: Example, folder: Path, name: str) -> dict:
-    """Write the example's media below ``folder`` under ``name``; its row in the training format."""
-    kind = "video" if example.frames else "image"
-    turns = [{"from": "human", "value": example.question}, {"from": "gpt", "value": example.answer}]
-    return {kind: save_media(folder, name, example.pictures, example.frames), "conversations": turns}
+def write_row(
+    folder: Path,
+    name: str,
+    pictures: Sequence[Image.Image],
+    frames: Sequence[Image.Image],
+    turns: Sequence[tuple[str, str]],
+) -> dict:
+    """Write the media below ``folder`` under ``name``; the row in the training format."""
+    media = save_media(folder, name, pictures, frames)
+    said = [pair for question, answer in turns for pair in (("human", question), ("gpt", answer))]
+    conversation = [{"from": speaker, "value": text} for speaker, text in said]
+    return {"video" if frames else "image": media, "conversations": conversation}
 
 
 def _target(example: Example) -> dict:
@@ -106,7 +113,8 @@ def write_skill(name: str, folder: Path, questions: int, examples: int = CHOSEN_
         if example.form not in answers:
             raise ValueError(f"{name}: no training example asks {example.form!r}; take more than {examples}")
         row = {"id": f"{name}/{seed}", "skill": name, "form": example.form, "metric": skill.metric}
-        row |= row_of(example, folder, f"{name}/{seed}")
+        turns = [(example.question, example.answer)]
+        row |= write_row(folder, f"{name}/{seed}", example.pictures, example.frames, turns)
         row |= {"target": _target(example), "constant": answers[example.form], "grey": _grey(folder, example)}
         lines.append(json.dumps(row) + "\n")
     finish(path, lines)

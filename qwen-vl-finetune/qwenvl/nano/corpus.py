@@ -1,9 +1,9 @@
-"""What models/qwen3-vl-nano is trained on: conversations about drawn pictures, written as a training set.
+"""What the recipe trains the small model on: conversations about drawn pictures, written as a training set.
 
     (skill, seed) -> Lesson(media, questions and answers) -> media beside annotations.jsonl
 
-A picture costs far more than a question, so scenes, screens, charts and videos are asked several times; other
-skills ask once, as their test does.  Only what a skill's training split shows is drawn, in its wordings.
+A picture costs far more than a question, so scenes and screens are asked several times; other skills ask
+once, as their test does.  Only what a skill's training split shows is drawn, in its wordings.
 """
 
 import json
@@ -17,7 +17,7 @@ from random import Random
 from PIL import Image
 from tqdm import tqdm
 
-from qwenvl.nano.bench import finish, save_media
+from qwenvl.nano.bench import finish, write_row
 from qwenvl.nano.skills import SKILLS, assets, canvas, screens, things
 from qwenvl.nano.skills.base import relative
 from qwenvl.nano.skills.canvas import Item, Placed
@@ -42,11 +42,16 @@ MIX = {
 
 @dataclass(frozen=True)
 class Lesson:
-    """Pictures, or the frames of one video, and what is asked about them."""
+    """Pictures, or the frames of one video, and what is asked; the first question has <image> or <video>."""
 
     pictures: Sequence[Image.Image]
     frames: Sequence[Image.Image]
     turns: Sequence[Turn]
+
+
+def _about(picture: Image.Image, turns: list[Turn]) -> Lesson:
+    (question, answer), *more = turns
+    return Lesson((picture,), (), [(f"<image>{question}", answer), *more])
 
 
 def scene(random: Random) -> Lesson:
@@ -60,14 +65,13 @@ def scene(random: Random) -> Lesson:
     pairs = {turn for ask in ASKS for _ in range(2) if (turn := ask(random, placed)) is not None}
     turns = sorted(pairs)
     random.shuffle(turns)
-    return Lesson((picture,), (), list(dict(turns).items())[:TURNS])
+    return _about(picture, list(dict(turns).items())[:TURNS])
 
 
 def _item(random: Random, share: float, shape: str) -> Item:
     if random.random() < share:
         return Item(random.choice(assets.NAMED))
-    item = canvas.any_item(random, "train", shape=shape if random.random() < 0.6 else "")
-    return Item(item.shape, item.colour, item.rgb, random.random() < 0.1 and shape in things.CLOSED)
+    return things.any_shape(random, shape=shape if random.random() < 0.6 else "")
 
 
 def _only(random: Random, placed: Sequence[Placed], key: Callable[[Item], str]) -> Placed | None:
@@ -227,36 +231,21 @@ def screen(random: Random) -> Lesson:
     turns = [
         (random.choice(forms).format(label), screens.call_for(device, box, size)) for label, box in asked
     ]
-    return Lesson((picture,), (), turns)
+    return _about(picture, turns)
 
 
 LESSONS = {"scene": scene, "screen": screen}
+KINDS = [kind for kind, share in MIX.items() for _ in range(share)]
 
 
 def lesson(place: int, seed: int) -> Lesson:
     """The row number ``place``; kinds by turns, so that any hundred rows hold the mix."""
-    kinds = [kind for kind, share in MIX.items() for _ in range(share)]
-    kind = kinds[place * 37 % len(kinds)]
+    kind = KINDS[place * 37 % len(KINDS)]
     random = Random(f"{kind}/train/{seed + place}")
     if kind in LESSONS:
         return LESSONS[kind](random)
     example = SKILLS[kind].make(random, "train")
-    media = "<image>", "<video>"
-    question = example.question
-    for sign in media:
-        question = question.replace(sign, "")
-    return Lesson(example.pictures, example.frames, [(question, example.answer)])
-
-
-def _row(lesson: Lesson, folder: Path, name: str) -> dict:
-    """Write the media below ``folder`` under ``name``; the row in the training format."""
-    kind = "video" if lesson.frames else "image"
-    media = save_media(folder, name, lesson.pictures, lesson.frames)
-    conversation = []
-    for question, answer in lesson.turns:
-        first = f"<{kind}>" * len(media) if not conversation else ""
-        conversation += [{"from": "human", "value": first + question}, {"from": "gpt", "value": answer}]
-    return {kind: media, "conversations": conversation}
+    return Lesson(example.pictures, example.frames, [(example.question, example.answer)])
 
 
 def _write_part(part: int, folder: Path, rows: int, seed: int) -> list[str]:
@@ -265,7 +254,9 @@ def _write_part(part: int, folder: Path, rows: int, seed: int) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / f"media-{part:05}").mkdir(parents=True, exist_ok=True)
     for place in range(part * PART, min(rows, (part + 1) * PART)):
-        lines.append(json.dumps(_row(lesson(place, seed), folder, f"media-{part:05}/{place}")) + "\n")
+        one = lesson(place, seed)
+        row = write_row(folder, f"media-{part:05}/{place}", one.pictures, one.frames, one.turns)
+        lines.append(json.dumps(row) + "\n")
     finish(path, lines)
     return lines
 

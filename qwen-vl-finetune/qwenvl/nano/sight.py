@@ -34,11 +34,12 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from qwen_vl_utils.patches import PatchLayout
-from qwenvl.nano.skills import assets, canvas, screens, text
+from qwenvl.nano.skills import assets, canvas, screens, text, things
 from qwenvl.nano.skills.canvas import SHAPES, Item, Placed
 from qwenvl.train.attention import enable as enable_varlen
 from qwenvl.train.model_loading import PatchProjection
 from qwenvl.train.muon import MuonAndAdamW
+from qwenvl.train.parameters import is_layer_matrix
 from qwenvl.train.train_qwen import leave
 
 EDGES = 32
@@ -147,17 +148,13 @@ def _things(random: Random) -> tuple[Image.Image, Labels]:
     number = random.choice((1, 1, 2, 3, 4, 5, 6, 8, 10))
     radius = {1: (12, 56), 2: (10, 30), 3: (10, 28)}.get(number, (8, 20))
     share = random.choice((0.0, 0.5, 1.0))  # of pictograms
-    items = [_pictogram(random) if random.random() < share else _shape(random) for _ in range(number)]
+    items = [
+        _pictogram(random) if random.random() < share else things.any_shape(random) for _ in range(number)
+    ]
     picture = canvas.ground(random, (SIZE, SIZE), [item.rgb for item in items if item.colour])
     labels = Labels()
     labels.add_things(canvas.scatter(random, picture, items, radius))
     return picture, labels
-
-
-def _shape(random: Random) -> Item:
-    item = canvas.any_item(random, "train")
-    hollow = random.random() < 0.1 and item.shape in ("circle", "square", "triangle", "heart", "pentagon")
-    return Item(item.shape, item.colour, item.rgb, hollow)
 
 
 def _pictogram(random: Random) -> Item:
@@ -313,7 +310,7 @@ def _shares(prediction) -> dict[str, float]:
 def _optimizer(sight: SightModel, arguments: TrainingArguments) -> MuonAndAdamW:
     """Matrices of the tower by Muon, at three times the rate of all else."""
     named = dict(sight.visual.named_parameters())
-    matrices = [named.pop(name) for name in tuple(named) if named[name].ndim == 2 and "embed" not in name]
+    matrices = [named.pop(name) for name in tuple(named) if is_layer_matrix(name, named[name])]
     rate, decay = arguments.learning_rate, arguments.weight_decay
     groups = [
         {"params": matrices, "muon": True, "lr": 3 * rate, "weight_decay": decay},

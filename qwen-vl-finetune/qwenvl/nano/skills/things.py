@@ -1,6 +1,7 @@
 """Things in pictures: recognise, attributes, count, where they are, pictures compared."""
 
 import json
+from dataclasses import replace
 from random import Random
 
 from PIL import Image
@@ -49,6 +50,12 @@ def different(random: Random, split: str, count: int, *, unseen: int = 1) -> lis
         if item.name not in [other.name for other in items]:
             items.append(item)
     return items
+
+
+def any_shape(random: Random, shape: str = "") -> Item:
+    """A shape that training shows, a tenth of those that may be hollow."""
+    item = any_item(random, "train", shape=shape)
+    return replace(item, hollow=item.shape in CLOSED and random.random() < 0.1)
 
 
 def _others(random: Random, split: str, item: Item, count: int, attribute: str) -> list[Item]:
