@@ -9,8 +9,8 @@
                     -> FOLDER/checkpoint
                     -> measured by nanobench, skill by skill
 
-Stopped and started again it goes on from the last saved state of the unfinished stage.  The first took 38 minutes
-on two CPU cores; `--minutes` bounds the last.
+Stopped and started again it goes on from the last saved state of the unfinished stage.  The first took 38
+minutes on two CPU cores; `--minutes` bounds the last.
 """
 
 import argparse
