@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import TimeoutError, sync_playwright
 from transformers import AutoProcessor
 
 from qwen_vl_serve import Finished, ReasoningDelta, Reply, Sampling, TextDelta
@@ -300,7 +300,7 @@ def window(page, browser):
     """A visitor's window, closed afterwards; errors in its console fail the test."""
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     tab = context.new_page()
-    tab.set_default_timeout(30_000)
+    tab.set_default_timeout(120_000)
     errors: list[str] = []
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.goto(page[0])
@@ -319,15 +319,17 @@ def send(tab, text: str, file: Path | None = None) -> None:
 
 
 def expect(tab, words: str) -> None:
-    tab.wait_for_function(
-        "words => document.querySelector('#chat').innerText.includes(words)", arg=words, timeout=30_000
-    )
+    saying = "words => document.querySelector('#chat').innerText.includes(words)"
+    try:
+        tab.wait_for_function(saying, arg=words)
+    except TimeoutError as error:
+        raise AssertionError(f"{words!r} does not come; the page says\n{tab.inner_text('body')}") from error
 
 
 def answered(tab, words: str) -> None:
     """The answer is there and the page has settled: only then may the next control be used."""
     expect(tab, words)
-    tab.wait_for_selector("#question textarea:enabled", timeout=30_000)
+    tab.wait_for_selector("#question textarea:enabled")
 
 
 def shot(tab, name: str) -> None:
@@ -386,9 +388,8 @@ def test_the_prompt_is_counted_before_it_is_sent(window):
 
 def test_times_are_marked_on_the_video(window):
     send(window, "when does it move", CLIP)
-    expect(window, "star moves")
+    answered(window, "to [s]")
     window.wait_for_function("document.querySelectorAll('#chat img').length >= 1")
-    expect(window, "to [s]")
     shot(window, "times")
 
 

@@ -27,7 +27,7 @@ from qwenvl.nano.bench import write_bench
 from qwenvl.nano.corpus import write_corpus
 
 FAMILY = "qwen3_vl"
-SIGHT_STEPS = 2400
+SIGHT_STEPS = 4000
 ROWS = 200_000
 PROCESSES = torch.cuda.device_count() or min(2, os.cpu_count() or 1)
 
@@ -35,7 +35,8 @@ SIGHT_FLAGS = (
     "--per_device_train_batch_size 64 --per_device_eval_batch_size 64 --learning_rate 2e-3 "
     "--lr_scheduler_type cosine --warmup_steps 100 --weight_decay 0.05 --adam_beta2 0.98 --logging_steps 25 "
     "--eval_strategy steps --eval_steps 200 --save_steps 200 --save_total_limit 1 --report_to none "
-    "--label_names thing --bf16 True --remove_unused_columns False --ignore_data_skip True"
+    "--label_names thing --bf16 True --ddp_find_unused_parameters False --remove_unused_columns False "
+    "--ignore_data_skip True"
 ).split()
 LANGUAGE_FLAGS = (
     "--dataset_use corpus --tune_mm_llm True --tune_mm_mlp True --tune_mm_vision True --data_flatten True "

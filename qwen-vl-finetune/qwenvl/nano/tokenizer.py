@@ -5,6 +5,7 @@ No token id is written down anywhere: every id is asked of the tokenizer.
 
 import json
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +35,22 @@ PLAIN = (
 
 NANO_VOCABULARY = 2048
 
+# What answers are framed by: each run of signs becomes one token, numbers stay digits.
+FRAMES = (
+    '{"bbox_2d": [1, 2, 3, 4], "label": "a"}', '[{"bbox_2d": [1, 2, 3, 4], "label": "a"}, {"bbox_2d": [1',
+    '"label": "a"}]', '{"point_2d": [1, 2], "label": "a"}', '{"bbox_3d": [-1.2, 3.4, -0.1], "label": "a"}',
+    '\n{"name": "mobile_use", "arguments": {"action": "click", "coordinate": [1, 2]}}\n',
+    '{"name": "computer_use", "arguments": {"action": "left_click", "coordinate": [1, 2]}}',
+    '{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [1, 2, 3, 4], "label": "a", "img_idx": 0}}',
+    '{"shop": "A", "date": "1-2-3", "total": "1.2"}', '{"name": "A", "city": "B", "number": "1"}',
+    '{"start": 1.2, "end": 3.4}', '<html><body>\n<h1 data-bbox="1 2 3 4">A</h1>\n<p data-bbox="1 2">A</p>',
+    '<table data-bbox="1 2 3 4"><tr><td>A</td><td>1</td></tr><tr></table>\n<img data-bbox="1 2 3 4"></img>',
+    '</body></html>', "<!-- Title (1, 2, 3, 4) -->\n# A", "<!-- Table (1, 2) -->\n| A | 1 |\n| B | 2 |",
+    "<!-- Text (1, 2) -->", "<!-- Image (1, 2) -->\n![]()", '<svg viewBox="0 0 100 100">\n</svg>',
+    '<rect x="1" y="2" width="3" height="4" fill="a"/>', '<circle cx="1" cy="2" r="3" fill="a"/>',
+    '<polygon points="1,2 3,4 5,6" fill="a"/>',
+)  # fmt: skip
+
 
 def chat_template(family: str) -> str:
     """The Jinja chat template of a family: the format its published checkpoints were trained on."""
@@ -43,8 +60,8 @@ def chat_template(family: str) -> str:
 def nano_tokenizer(family: str) -> Qwen2Tokenizer | Qwen3_5Tokenizer:
     """A byte-level BPE of at most `NANO_VOCABULARY` tokens, special ones included.
 
-    Trained on the word list beside this file, so that it is the same on every machine; any other text
-    still encodes, byte by byte.
+    Trained on the word list beside this file and on `FRAMES`, so that it is the same on every machine; any
+    other text still encodes, byte by byte.
     """
     words = (files("qwenvl.nano") / "words.txt").read_text(encoding="utf-8").split()
     bpe = Tokenizer(models.BPE())
@@ -56,7 +73,7 @@ def nano_tokenizer(family: str) -> Qwen2Tokenizer | Qwen3_5Tokenizer:
     )
     # A word stands inside a sentence far more often than at its start.
     forms = (form for word in words for form in (f" {word}",) * 4 + (word, word.capitalize()))
-    bpe.train_from_iterator(forms, trainer)
+    bpe.train_from_iterator(chain(forms, FRAMES * 8), trainer)
     return _family_tokenizer(json.loads(bpe.to_str())["model"], family)
 
 

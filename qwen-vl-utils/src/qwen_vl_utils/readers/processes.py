@@ -30,7 +30,8 @@ from . import Header
 from .wire import LENGTHS, send
 
 START_SECONDS = 300.0
-"""Until a new process must have said that it runs; importing torch from a busy network disk takes long."""
+"""Until a new process must have said that it runs, and that a reader's library is there; importing from a
+busy network disk takes long."""
 ENVIRONMENT = {
     # Decoders and resizers have threads of their own; those of numerical libraries would be in their way.
     "OMP_NUM_THREADS": "1",
@@ -87,9 +88,10 @@ def session(
     """
     asked = time.monotonic()
     process, opened, reusable = _take(), None, False
-    # A process that had to be started first is not the medium's fault.
-    deadline = dataclasses.replace(deadline, ends=deadline.ends + time.monotonic() - asked)
     try:
+        process.load(reader)
+        # A process or reader that had to be started first is not the medium's fault.
+        deadline = dataclasses.replace(deadline, ends=deadline.ends + time.monotonic() - asked)
         request = {
             "reader": reader,
             "threads": threads,
@@ -135,12 +137,19 @@ class DecoderProcess:
         self.pid = self._child.pid
         self._channel = ours
         self.videos = 0
-        start = Deadline(START_SECONDS, START_SECONDS, time.monotonic() + START_SECONDS)
+        self._readers: set[str] = set()
         try:
-            self.receive(start, "the start of a decoder process")
+            self.receive(_start(), "the start of a decoder process")
         except MediaError:
             self.kill()
             raise
+
+    def load(self, reader: str) -> None:
+        """Import a reader's library, once. Raises ReaderFailed where it can't be."""
+        if reader not in self._readers:
+            self.send({"load": reader, "seconds": START_SECONDS})
+            self.receive(_start(), f"the start of the reader {reader}")
+            self._readers.add(reader)
 
     def send(self, message: dict[str, Any], payload: bytes = b"") -> None:
         """Write one message; a dead process shows when its answer is read."""
@@ -192,6 +201,10 @@ class DecoderProcess:
         """After a fork: close the child's copy of a connection that is its parent's."""
         self._channel.close()
         self._child.returncode = 0  # not ours to wait for
+
+
+def _start() -> Deadline:
+    return Deadline(START_SECONDS, START_SECONDS, time.monotonic() + START_SECONDS)
 
 
 _lock = threading.Lock()

@@ -1,5 +1,6 @@
 """The decoder process: answers the requests of its parent on one socket until the parent is gone.
 
+    {load}                      --> {ready} | {error}
     {reader, path | bytes, ...} --> {total_frames, fps, height, width} | {error}
     {indices, target}           --> {second} + pixels uint8 [3, height, width], each
     {times}                     --> {seconds}
@@ -41,7 +42,11 @@ def main(descriptor: int) -> None:
             # Should the parent be killed while a decoder hangs, nobody else would end this process.
             signal.alarm(int(request[0]["seconds"]) + GRACE_SECONDS)
             try:
-                _answer(channel, *request)
+                if "load" in request[0]:
+                    load(request[0]["load"])
+                    send(channel, {"ready": True})
+                else:
+                    _answer(channel, *request)
             except VideoError as error:
                 send(channel, {"error": str(error)})
             except BrokenPipeError:
