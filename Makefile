@@ -28,7 +28,7 @@ test: check $(VOCABULARY) $(ASSETS)/fetched  ## everything that must hold (optio
 	@.ci/setup-vllm
 	@.ci/setup-tests
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
-		$(PYTHON) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+		$(PYTHON) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 40 $(ARGS)
 
 cookbooks: $(ASSETS)/fetched  ## run all notebooks in full, shown in output/cookbooks (MODEL=...; options: ARGS="ocr mmcode")
 	@.ci/setup-tests

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
+from textwrap import fill
 
-from PIL import Image
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from qwenvl.nano.bench import finish, write_row
@@ -25,6 +26,7 @@ from qwenvl.nano.skills.shapes import PLURAL, SHAPES
 
 PART = 1000  # rows that are written together; an interrupted corpus goes on after the last part
 TURNS = 6  # questions about one scene, at most
+PAGE = (160, 210)  # pixels of a page in a browser
 
 # As published models are asked for everything, and for points.
 LOCATE_ALL = 'Locate every object. Answer in JSON: [{"bbox_2d": [x1, y1, x2, y2], "label": "..."}]'
@@ -223,14 +225,21 @@ ASKS = (
 
 
 def screen(random: Random) -> Lesson:
-    """A screen and up to three clicks on it."""
-    device = random.choice(tuple(screens.DEVICES))
+    """A screen and up to three clicks on it; a third are narrow pages that begin with what is to be done."""
+    device, layout = random.choice(tuple(screens.DEVICES)), random.choice(screens.LAYOUTS["train"])
     size, _, *forms = screens.DEVICES[device]
-    picture, elements = screens.draw_screen(random, "train", random.choice(screens.LAYOUTS["train"]), size)
+    page = device == "computer_use" and random.random() < 0.6
+    if page:
+        size = PAGE
+    picture, elements = screens.draw_screen(random, "train", layout, size, 50 if page else 16)
     asked = random.sample(elements, min(3, len(elements)))
     turns = [
         (random.choice(forms).format(label), screens.call_for(device, box, size)) for label, box in asked
     ]
+    if page:
+        pen, font = ImageDraw.Draw(picture), assets.any_font(random, "train", 11)
+        pen.rectangle((0, 0, size[0], 50), fill="yellow")
+        pen.multiline_text((4, 4), fill(turns[0][0], 24), "black", font)
     return _about(picture, turns)
 
 
