@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -139,16 +139,24 @@ def test_vllm_offline_holds_an_answer_to_a_schema_and_frees_a_closed_stream(offl
     assert offline["unfinished"] == 0
 
 
+def whole_characters(reply: Reply) -> Reply:
+    """Of a character that the limit on tokens cut through the server keeps the beginning to itself, where the
+    others show U+FFFD.
+    """
+    return replace(reply, text=reply.text.rstrip("\ufffd"))
+
+
 def test_vllm_served_answers_as_transformers(trained, batch, expected):
     flags = ["--enable-lora", "--lora-modules", f"tuned={trained.adapter}"] if trained.adapter else []
     with running_server(trained.checkpoint, "--served-model-name", "base", *flags) as url:
         for name, replies in expected.items():
             served = {"base": "base", "adapter": "tuned"}[name]
             backend = open_backend(url, name=served, token_ids=True)
-            assert backend.generate(batch, SAMPLING) == replies
-            for messages, whole in zip(batch, replies, strict=True):
+            whole_replies = [whole_characters(one) for one in replies]
+            assert [whole_characters(one) for one in backend.generate(batch, SAMPLING)] == whole_replies
+            for messages, whole in zip(batch, whole_replies, strict=True):
                 *pieces, last = backend.stream(messages, SAMPLING)
                 assert isinstance(last, Finished)
-                assert last.reply == whole
+                assert whole_characters(last.reply) == whole
                 assert "".join(piece.text for piece in pieces) == last.reply.text
             backend.close()
