@@ -172,11 +172,12 @@ def sample(kind: str, config: Any, budget: int, random: np.random.Generator) -> 
             medium(config.image_token_id, height, width)
             grids.append([1, 2 * height, 2 * width])
     if kind == "video":
-        time, (height, width) = int(random.integers(4, 9)), random.integers(side // 4, side // 2, 2).tolist()
-        for _ in range(time):
-            ids += text(3, 6)  # The moment of the frames.
+        moments = int(random.integers(4, 9))
+        height, width = random.integers(side // 4, side // 2, 2).tolist()
+        for _ in range(moments):
+            ids += text(3, 6)  # Stands for the written time of the frames.
             medium(config.video_token_id, height, width)
-        grids.append([time, 2 * height, 2 * width])
+        grids.append([moments, 2 * height, 2 * width])
     ids += text(budget // 64, budget // 4) if kind == "text" else text(budget // 128, budget // 32)
     answer = text(budget // 64, budget // 4) if kind == "text" else text(budget // 256, budget // 16)
     vision = config.vision_config
@@ -185,9 +186,8 @@ def sample(kind: str, config: Any, budget: int, random: np.random.Generator) -> 
     if grids:
         patches = sum(math.prod(grid) for grid in grids)
         pixels = torch.from_numpy(random.integers(0, 256, (patches, dim), dtype=np.uint8))
-        names = {"pictures": ("pixel_values", "image_grid_thw")}
-        pixel_name, grid_name = names.get(kind, ("pixel_values_videos", "video_grid_thw"))
-        media = {pixel_name: pixels, grid_name: torch.tensor(grids)}
+        ends = ("_videos", "video") if kind == "video" else ("", "image")
+        media = {f"pixel_values{ends[0]}": pixels, f"{ends[1]}_grid_thw": torch.tensor(grids)}
     row = torch.tensor(ids + answer)
     positions = RopeIndex.from_config(config)(
         row[None], media.get("image_grid_thw"), media.get("video_grid_thw")
@@ -407,7 +407,10 @@ class Timer(TrainerCallback):
 
 
 def profiled(bench: Bench, batches: list[list[Item]]) -> dict[str, Any]:
-    """One step of ours by kind of kernel, and the kernels that take the longest."""
+    """One step of ours by kind of kernel, and the kernels that take the longest.
+
+    kernel_seconds against step_seconds: how busy the device was. The profiler makes the step itself longer.
+    """
     cuda = bench.device.type == "cuda"
     profiler = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])])
     timer = bench.time(WAYS["ours"], batches[:1], profiler)
@@ -480,10 +483,9 @@ def side_report(found: dict[str, Any], work: Work, peak: float | None) -> dict[s
 
 
 def workload_report(
-    bench: Bench, batches: list[list[Item]], rounds: int, tolerance: tuple[float, float], peak: float | None
+    bench: Bench, batches: list[list[Item]], checked: dict[str, Any], rounds: int, peak: float | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What one workload shows, and of each lever what ours takes without it."""
-    checked = bench.check(batches, tolerance)
     work = bench.work(batches)
     found = rounds_of(bench, batches, rounds)
     ours = found["ours"]["seconds"]
@@ -570,25 +572,29 @@ def main() -> None:
         vocabulary = config.text_config.vocab_size
         lora, why = choose_tuning(parameters, vocabulary, widest, torch.cuda.mem_get_info()[0])
     print(f"{device_name}, {parameters / 1e9:.2f} billion parameters, {why}")
-    result = provenance("torch", "transformers", "accelerate", "peft") | {
+    packages = ("torch", "transformers", "accelerate", "peft")
+    result = provenance(*packages, cuda=torch.version.cuda or "none") | {
         "device": device_name, "size": options.size or "nano", "family": config.model_type,
         "language_layers": config.text_config.num_hidden_layers, "parameters": parameters, "tuning": why,
         "dtype": dtype, "rounds": rounds, "tokens_a_step": budget, "tolerance": TOLERANCE[dtype],
         "peak_tflops": peak, "mfu_left_out": None if peak else "no peak is known of a CPU",
         "workloads": {}, "levers": {}, "profile": {},
     }  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), config, device=device, lora=lora)
-        for kind, batches in workloads.items():
-            report, levers = workload_report(bench, batches, rounds, TOLERANCE[dtype], peak)
-            result["workloads"][kind], result["levers"][kind] = report, levers
-            result["profile"][kind] = profiled(bench, batches)
-            say(kind, report)
     output = options.output
     if not output and options.size:
         output = ROOT / f"benchmarks/results/gpu-{options.size}.json"
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), config, device=device, lora=lora)
+        # All of them before a step changes the weights.
+        checks = {kind: bench.check(batches, TOLERANCE[dtype]) for kind, batches in workloads.items()}
+        for kind, batches in workloads.items():
+            report, levers = workload_report(bench, batches, checks[kind], rounds, peak)
+            result["workloads"][kind], result["levers"][kind] = report, levers
+            result["profile"][kind] = profiled(bench, batches)
+            say(kind, report)
+            if output:  # Now, since time on a GPU may end before the last workload does.
+                output.write_text(json.dumps(result, indent=2) + "\n")
     if output:
-        output.write_text(json.dumps(result, indent=2) + "\n")
         print(f"written: {output}")
 
 
