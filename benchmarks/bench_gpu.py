@@ -54,7 +54,7 @@ from transformers import TrainingArguments as PlainArguments
 from qwen_vl_utils import scale_pixels
 from qwenvl.data.collators import FlattenedCollator, PaddedCollator
 from qwenvl.data.rope2d import RopeIndex
-from qwenvl.nano.architecture import _random_model, build_processor, nano_config, published_config
+from qwenvl.nano.architecture import random_model, build_processor, nano_config, published_config
 from qwenvl.nano.tokenizer import nano_tokenizer
 from qwenvl.train import attention, model_loading
 from qwenvl.train import trainer as ours_module
@@ -249,7 +249,7 @@ def build_ours(folder: Path, config: PreTrainedConfig, *, device: str, lora: boo
     kinds: Any = (ModelArguments, DataArguments, TrainingArguments)
 
     def from_pretrained(path: str, *, config: PreTrainedConfig, dtype: torch.dtype, **_: Any) -> Any:
-        return _random_model(config, device=device, dtype=dtype, seed=0)
+        return random_model(config, device=device, dtype=dtype, seed=0)
 
     loader = SimpleNamespace(from_pretrained=from_pretrained)
     parsed: Any = HfArgumentParser(kinds).parse_args_into_dataclasses(flags)
@@ -564,7 +564,7 @@ def main() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     config: Any = geometry(options.size)
     workloads = {kind: steps_of(kind, config, budget, steps) for kind in ("pictures", "text", "video")}
-    meta = _random_model(config, device="meta", dtype=torch.float32, seed=0)
+    meta = random_model(config, device="meta", dtype=torch.float32, seed=0)
     parameters = sum(parameter.numel() for parameter in meta.parameters())
     lora, why = False, "full tuning: nano size"
     if not options.smoke:

@@ -179,7 +179,7 @@ def published_config(family: str, size: str, tokenizer) -> PreTrainedConfig:
     return _build_config(family, text, vision, tied=tied, tokenizer=tokenizer)
 
 
-def _random_model(config: PreTrainedConfig, *, device: str, dtype: torch.dtype, seed: int):
+def random_model(config: PreTrainedConfig, *, device: str, dtype: torch.dtype, seed: int):
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
         return AutoModelForImageTextToText.from_config(config, dtype=dtype)
@@ -188,7 +188,7 @@ def _random_model(config: PreTrainedConfig, *, device: str, dtype: torch.dtype, 
 def nano_model(family: str, *, seed: int = 0, tied: bool = True):
     """A randomly initialised nano model in fp32 on the CPU."""
     config = nano_config(family, nano_tokenizer(family), tied=tied)
-    return _random_model(config, device="cpu", dtype=torch.float32, seed=seed)
+    return random_model(config, device="cpu", dtype=torch.float32, seed=seed)
 
 
 def published_model(
@@ -201,7 +201,7 @@ def published_model(
     seed: int = 0,
 ):
     """Random weights at a published geometry, built in memory on `device`; "meta" allocates nothing."""
-    return _random_model(published_config(family, size, tokenizer), device=device, dtype=dtype, seed=seed)
+    return random_model(published_config(family, size, tokenizer), device=device, dtype=dtype, seed=seed)
 
 
 def build_processor(family: str, tokenizer):
