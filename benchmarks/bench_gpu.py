@@ -54,7 +54,7 @@ from transformers import TrainingArguments as PlainArguments
 from qwen_vl_utils import scale_pixels
 from qwenvl.data.collators import FlattenedCollator, PaddedCollator
 from qwenvl.data.rope2d import RopeIndex
-from qwenvl.nano.architecture import random_model, build_processor, nano_config, published_config
+from qwenvl.nano.architecture import build_processor, nano_config, published_config, random_model
 from qwenvl.nano.tokenizer import nano_tokenizer
 from qwenvl.train import attention, model_loading
 from qwenvl.train import trainer as ours_module

@@ -180,6 +180,7 @@ def published_config(family: str, size: str, tokenizer) -> PreTrainedConfig:
 
 
 def random_model(config: PreTrainedConfig, *, device: str, dtype: torch.dtype, seed: int):
+    """A model of a configuration with random weights, the same for the same seed, made on the device."""
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
         return AutoModelForImageTextToText.from_config(config, dtype=dtype)
