@@ -1,4 +1,4 @@
-"""How the next models/qwen3-vl-nano is made, from random weights, in one resumable command:
+"""How models/qwen3-vl-nano was made, from random weights, in one resumable command:
 
     make assets
     .venv/bin/python -m qwenvl.nano.recipe output/nano
@@ -9,8 +9,8 @@
                     -> FOLDER/checkpoint
                     -> measured by nanobench, skill by skill
 
-Stopped and started again it goes on from the last saved state of the unfinished stage.  The first took 38
-minutes on two CPU cores; `--minutes` bounds the last.
+Stopped and started again it goes on from the last saved state of the unfinished stage.  Sight took 30 minutes
+on two CPU cores, the corpus 4; `--minutes` bounds the last stage.
 """
 
 import argparse
