@@ -1,6 +1,6 @@
 """Fine-tune a small Qwen3-VL on easy-vqa, measure what it gained, ask it.
 
-    python qwen-vl-finetune/demo/quickstart.py [--output-dir output/quickstart] [--minutes 7]
+    python qwen-vl-finetune/demo/quickstart.py [--output-dir output/quickstart] [--minutes 4]
 
     easy-vqa -> data/{train,test}.jsonl, data/images                       convert
       base checkpoint -> qwenvl-eval infer -> base.jsonl                   measure
@@ -430,7 +430,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Fine-tune a small Qwen3-VL on easy-vqa, measure it, ask it."
     )
     parser.add_argument("--output-dir", type=Path, default=ROOT / "output" / "quickstart")
-    parser.add_argument("--minutes", type=float, default=7.0, help="longest training (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=4.0, help="longest training (default: %(default)s)")
     parser.add_argument(
         "--model", type=Path, default=ROOT / "models" / "qwen3-vl-nano", help="where to start"
     )
