@@ -36,7 +36,7 @@ def check_skills(model: Backend, *names: str) -> None:
     known = claimed()
     for name in names:
         skill = SKILLS[name]
-        examples = [skill.example("test", FIRST + place) for place in range(lane(20, 40))]
+        examples = [skill.example("test", FIRST + place) for place in range(lane(20, 200))]
         blind = constants(skill, lane(60, 300))
         with TemporaryDirectory() as folder:
             batch = [_messages(one, Path(folder), str(place)) for place, one in enumerate(examples)]
