@@ -111,7 +111,8 @@ def test_both_engines_are_asked_the_same_and_answer_the_same(answered, benchmark
     for run, found in ((answered.here.run, here), (answered.there.run, there)):
         assert run.samples == len(found) == len({p.id for p in found}) == benchmark.questions
         assert len({p.cluster for p in found}) == benchmark.clusters
-        assert all(p.finish_reason in ("stop", "length") and not p.error and p.answer for p in found)
+        assert all(p.finish_reason in ("stop", "length") and not p.error for p in found)
+        assert all(p.answer or p.finish_reason == "stop" for p in found)  # It may end its turn at once.
         assert max(p.completion_tokens for p in found) <= 8
     for mine, other in zip(here, there, strict=True):
         for name in ("id", "key", "prompt", "media", "target", "cluster", "groups"):
