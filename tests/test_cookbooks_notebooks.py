@@ -128,9 +128,9 @@ def test_a_notebook_asks_an_endpoint_by_the_same_variable(name):
         server.shutdown()
     assert not executed.error
     assert Endpoint.asked and {request["model"] for request in Endpoint.asked} == {"hosted"}
-    # The agent has its tools; the ten held-out questions of the skill, and boxes, have none.
+    # The agent has its tools; the held-out questions of the skill, and boxes, have none.
     plain = sum("tools" not in request for request in Endpoint.asked)
-    assert plain == (10 if name == "computer_use" else len(Endpoint.asked)) and len(Endpoint.asked) > 10
+    assert plain == (20 if name == "computer_use" else len(Endpoint.asked)) and len(Endpoint.asked) > 20
     kinds = [part["type"] for request in Endpoint.asked for part in request["messages"][-1]["content"]]
     assert kinds.count("image_url") == len(Endpoint.asked)
 
