@@ -54,7 +54,6 @@ TRAINING_FLAGS = {
     "tune_mm_mlp": True,
     "tune_mm_vision": True,
     "muon": True,
-    "data_flatten": True,
     "model_max_length": 1024,
     "min_pixels": 128 * 128,
     "max_pixels": 512 * 512,
@@ -233,8 +232,6 @@ def _train(place: Workplace, model: Path, minutes: float) -> None:
 
     cores = os.cpu_count() or 1
     on_gpu = torch.cuda.is_available()
-    # Elsewhere bf16 is emulated, slower than fp32.
-    fast_bf16 = on_gpu or any(torch.cpu.get_capabilities().get(one) for one in ("avx512_bf16", "amx_bf16"))
     processes = torch.cuda.device_count() if on_gpu else min(2, cores)
     flags = {
         "model_name_or_path": model,
@@ -242,7 +239,6 @@ def _train(place: Workplace, model: Path, minutes: float) -> None:
         "dataset_use": "easy_vqa",
         "output_dir": place.checkpoint,
         "max_minutes": minutes,
-        "bf16": fast_bf16,
         **TRAINING_FLAGS,
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]

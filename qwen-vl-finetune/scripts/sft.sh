@@ -29,8 +29,7 @@ flags=(
     --dataset_use "${DATASETS:-single_images}"
     --output_dir "${OUTPUT:-output/sft}"
     --tune_mm_llm True --tune_mm_mlp True --tune_mm_vision False
-    --data_flatten True --model_max_length 8192
-    --bf16 "$( ((gpus > 0)) && echo True || echo False)"
+    --model_max_length 8192
     --per_device_train_batch_size 4 --gradient_accumulation_steps 4
     --learning_rate 1e-5 --weight_decay 0 --warmup_ratio 0.03 --lr_scheduler_type cosine --max_grad_norm 1
     --num_train_epochs 1

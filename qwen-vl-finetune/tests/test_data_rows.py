@@ -131,7 +131,8 @@ def module(tmp_path, pictures, checkpoints):
     def make(file, **options):
         toml = tmp_path / "data.toml"
         toml.write_text(f'[mine]\nannotation_path = "{file.name}"\ndata_path = "{pictures}"\n')
-        arguments = DataArguments(dataset_use="mine", dataset_config=str(toml), **options)
+        flags = {"dataset_use": "mine", "dataset_config": str(toml), "data_flatten": False} | options
+        arguments = DataArguments(**flags)
         return make_supervised_data_module(
             processor, arguments, model_config=config, model_max_length=512, seed=0
         )

@@ -26,6 +26,14 @@ def command(folder, model, *more):
     return [sys.executable, str(DEMO / "quickstart.py"), *flags, *more]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def as_users_start_it():
+    """In bf16 where the machine has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+        yield
+
+
 def run(*args):
     return subprocess.run(command(*args), capture_output=True, text=True, timeout=500)
 

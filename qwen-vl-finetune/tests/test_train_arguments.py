@@ -1,12 +1,18 @@
 """The command line: flags and defaults of the original, and every flag of Hugging Face."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import transformers
 from transformers import HfArgumentParser
 
+from qwenvl.train import speed
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.model_loading import load_config, load_processor, stored_dtype
 
@@ -15,7 +21,6 @@ ORIGINAL = {
     "tune_mm_mlp": False,
     "tune_mm_vision": False,
     "dataset_use": "",
-    "data_flatten": False,
     "data_packing": False,
     "base_interval": 2,
     "max_pixels": 451584,
@@ -26,7 +31,6 @@ ORIGINAL = {
     "video_min_pixels": 200704,
     "video_fps": 2,
     "cache_dir": None,
-    "optim": "adamw_torch",
     "model_max_length": 512,
     "mm_projector_lr": None,
     "vision_tower_lr": None,
@@ -44,10 +48,48 @@ def parse(line: str) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
 
 
 def test_the_defaults_are_those_of_the_original():
+    """But for what only makes training faster, see below."""
     values = {}
     for arguments in parse("--output_dir out"):
         values |= {field.name: getattr(arguments, field.name) for field in dataclasses.fields(arguments)}
     assert {name: values[name] for name in ORIGINAL} == ORIGINAL
+
+
+@pytest.mark.parametrize("features", [{}, {"avx512_bf16": True}, {"amx_bf16": True}])
+def test_the_fast_way_is_the_default_and_a_flag_wins(features, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")  # Set for all other tests, see conftest.py.
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    _, data, training = parse("--output_dir out")
+    assert data.data_flatten and training.optim == "adamw_torch_fused"
+    assert training.bf16 is bool(features) and training.dataloader_num_workers == 0
+    line = speed.describe(training, data, "torch's")
+    assert (f"bf16, which {next(iter(features))} has" if features else "fp32, bf16 would be emulated") in line
+    assert "samples end to end, no padding" in line and "adamw_torch_fused" in line
+    assert not parse("--output_dir out --bf16 False")[2].bf16
+    assert parse("--output_dir out --bf16")[2].bf16
+    assert not parse("--output_dir out --fp16")[2].bf16
+    assert "padded batches" in speed.describe(training, parse("--data_flatten False")[1], "torch's")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert not parse("--output_dir out")[2].bf16
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(128, 8, 8), (16, 4, 3), (2, 1, 1), (2, 8, 1)])
+def test_loader_processes_beside_gpus(cores, processes, workers, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert speed.choose_workers() == workers
+
+
+@pytest.mark.parametrize("program", ["train/train_qwen.py", "train/train_dpo.py"])
+def test_the_help_shows(program):
+    done = subprocess.run(
+        [sys.executable, Path(speed.__file__).parents[1] / program, "--help"],
+        capture_output=True, text=True, timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "name%50: half" in " ".join(done.stdout.split()) and "--learning_rate" in done.stdout
 
 
 def test_a_command_of_the_original_is_understood():

@@ -99,7 +99,7 @@ def test_packed_and_padded_batches_equal_separate_samples(family, named, checkpo
         (folder / "config.json").write_text(json.dumps(config))
     arguments = parse(
         "--model_name_or_path", folder, "--dataset_use", "mixed", "--dataset_config", dataset,
-        "--output_dir", tmp_path, "--model_max_length", 4096,
+        "--output_dir", tmp_path, "--model_max_length", 4096, "--data_flatten", "False",
     )  # fmt: skip
     model_args, data_args, training_args = arguments
     config = load_config(model_args, training_args)
@@ -193,7 +193,7 @@ def test_batch_accumulation_and_processes_take_the_same_steps(checkpoints, datas
         "--tune_mm_llm", "True", "--tune_mm_mlp", "True", "--tune_mm_vision", "True",
         "--learning_rate", "1e-3",
         "--num_train_epochs", "2", "--logging_steps", "1", "--save_strategy", "no", "--disable_tqdm", "True",
-        "--weight_decay", "0.1", "--warmup_ratio", "0.2", "--data_flatten", "True",
+        "--weight_decay", "0.1", "--warmup_ratio", "0.2",
     ]  # fmt: skip
     sizes = {
         "batch": ["--per_device_train_batch_size", "8"],

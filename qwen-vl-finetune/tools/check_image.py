@@ -79,7 +79,7 @@ def run(
     if doctor.fix and Path(doctor.fix).exists():
         raise ValueError(f"--fix {doctor.fix}: it is there already; name a new folder")
     if doctor.pairs:  # Refuses what train_dpo.py refuses.
-        data_args = PairArguments(**asdict(data_args) | {"data_flatten": True})
+        data_args = PairArguments(**asdict(data_args))
     config, processor = load_config(model_args, args), load_processor(model_args, data_args, args)
     encode = make_encoder(processor, data_args, model_config=config, model_max_length=args.model_max_length)
     opened = {
@@ -93,7 +93,7 @@ def run(
     checkups = {
         entry["dataset_name"]: examine(
             entry["dataset_name"], seen[entry["dataset_name"]], entry["data_path"], encode,
-            coordinates_of(config.model_type), packed=data_args.data_packing or data_args.data_flatten,
+            coordinates_of(config.model_type), packed=data_args.flattened(),
             workers=default_workers() if doctor.workers is None else doctor.workers,
         )
         for entry in entries

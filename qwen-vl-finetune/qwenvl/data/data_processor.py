@@ -260,7 +260,7 @@ def _stream(entries: list[dict], encode: Encoder, data_args: DataArguments, seed
             open_rows(entry["annotation_path"], entry.get("split")),
             entry["data_path"],
             entry["sampling_rate"],
-            data_args.data_flatten,
+            data_args.flattened(),
         )
         for entry in entries
     ]
@@ -276,7 +276,7 @@ def _open_source(
     annotations = open_annotations(entry["annotation_path"], entry.get("split"))
     if pairs:
         annotations = Pairs(annotations)
-    packed = data_args.data_packing or data_args.data_flatten
+    packed = data_args.flattened()
     bad = check_annotations(annotations, entry["data_path"], refused=refused, packed=packed)
     if bad and data_args.bad_samples == "fail":
         more = f" ({len(bad) - 1} more of {len(annotations)} rows are bad too)" if len(bad) > 1 else ""
@@ -332,7 +332,7 @@ def make_supervised_data_module(
     if not entries:
         raise ValueError("--dataset_use names no data set; give names of the registry, comma separated")
     encode = make_encoder(processor, data_args, model_config=model_config, model_max_length=model_max_length)
-    if data_args.data_flatten or data_args.data_packing:
+    if data_args.flattened():
         collator = FlattenedCollator()
     else:
         collator = PaddedCollator(processor.tokenizer.pad_token_id)

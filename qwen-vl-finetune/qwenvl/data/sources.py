@@ -331,7 +331,7 @@ def check_pack(row: object, where: str, packed: bool) -> None:
     """Raises ValueError for a row that is a packed list where it must not be one, and for an empty list."""
     if isinstance(row, list) and not packed:
         raise ValueError(
-            f"{where}: a packed list of samples; pass --data_packing True or --data_flatten True"
+            f"{where}: a packed list of samples; pass --data_packing True, or leave out --data_flatten False"
         )
     if isinstance(row, list) and not row:
         raise ValueError(f"{where}: an empty list; delete the row")

@@ -35,13 +35,12 @@ SIGHT_FLAGS = (
     "--per_device_train_batch_size 64 --per_device_eval_batch_size 64 --learning_rate 2e-3 "
     "--lr_scheduler_type cosine --warmup_steps 100 --weight_decay 0.05 --adam_beta2 0.98 --logging_steps 25 "
     "--eval_strategy steps --eval_steps 200 --save_steps 200 --save_total_limit 1 --report_to none "
-    "--label_names thing --bf16 True --ddp_find_unused_parameters False --remove_unused_columns False "
-    "--ignore_data_skip True"
+    "--label_names thing --ignore_data_skip True"
 ).split()
 LANGUAGE_FLAGS = (
-    "--dataset_use corpus --tune_mm_llm True --tune_mm_mlp True --tune_mm_vision True --data_flatten True "
+    "--dataset_use corpus --tune_mm_llm True --tune_mm_mlp True --tune_mm_vision True "
     "--min_pixels 8192 --max_pixels 262144 --video_min_pixels 16384 --video_max_pixels 1048576 "
-    "--per_device_train_batch_size 32 --num_train_epochs 1 --model_max_length 1024 --bf16 True --muon True "
+    "--per_device_train_batch_size 32 --num_train_epochs 1 --model_max_length 1024 --muon True "
     "--learning_rate 3e-3 --mm_projector_lr 2e-3 --vision_tower_lr 2e-3 --weight_decay 0.05 "
     "--adam_beta2 0.98 --lr_scheduler_type cosine --warmup_steps 100 --logging_steps 25 --save_steps 200 "
     "--save_total_limit 1 --dataloader_num_workers 1 --report_to none"

@@ -29,13 +29,13 @@ from transformers import (
     HfArgumentParser,
     PreTrainedModel,
     Trainer,
-    TrainingArguments,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
 from qwen_vl_utils.patches import PatchLayout
 from qwenvl.nano.skills import assets, canvas, screens, text, things
 from qwenvl.nano.skills.canvas import SHAPES, Item, Placed
+from qwenvl.train.argument import TrainingArguments
 from qwenvl.train.attention import enable as enable_varlen
 from qwenvl.train.model_loading import PatchProjection
 from qwenvl.train.muon import MuonAndAdamW

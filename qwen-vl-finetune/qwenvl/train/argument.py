@@ -1,4 +1,6 @@
-"""Command line of `train_qwen.py`: names and defaults of the original, plus every Hugging Face flag.
+"""Command line of `train_qwen.py`: names of the original, plus every Hugging Face flag.
+
+Defaults are the original's, but for those that only make training faster (`speed`).
 
 `train_dpo.py` has the same, and what `preference` adds.
 """
@@ -6,12 +8,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import transformers
 from accelerate.utils import parse_flag_from_env
 
 from qwenvl.data.budget import POLICIES
+from qwenvl.train import speed
 
 
 @dataclass
@@ -36,7 +40,9 @@ class DataArguments:
     model's own video processor means by them. They are written into the saved processor.
     """
 
-    dataset_use: str = field(default="", metadata={"help": "Data set names, comma separated; name%50: half."})
+    dataset_use: str = field(
+        default="", metadata={"help": "Data set names, comma separated; name%%50: half."}
+    )
     dataset_config: str | None = field(
         default=None, metadata={"help": "TOML file that adds data sets: [name] annotation_path, data_path."}
     )
@@ -46,7 +52,8 @@ class DataArguments:
                           "--eval_strategy says."},
     )  # fmt: skip
     data_flatten: bool = field(
-        default=False, metadata={"help": "Lay a batch's samples end to end in one row, without padding."}
+        default=True,
+        metadata={"help": "Lay a batch's samples end to end in one row; False: pad them to one length."},
     )
     data_packing: bool = field(
         default=False,
@@ -86,6 +93,10 @@ class DataArguments:
                   "choices": list(POLICIES)},
     )  # fmt: skip
 
+    def flattened(self) -> bool:
+        """Whether a batch is one row without padding."""
+        return self.data_flatten or self.data_packing
+
     def __post_init__(self) -> None:
         if self.streaming and self.too_long != "fail":
             raise ValueError(
@@ -99,7 +110,7 @@ class DataArguments:
         if self.streaming and self.data_packing:
             raise ValueError(
                 "--data_packing True measures all rows before the first step, --streaming True reads them as "
-                "they come; take --data_flatten True, and stream packs written by tools/pack_data.py (.jsonl)"
+                "they come; leave it out, and stream packs written by tools/pack_data.py (.jsonl)"
             )
         if self.streaming_buffer < 1:
             raise ValueError(f"--streaming_buffer {self.streaming_buffer}: give a number of rows, 1 or more")
@@ -110,7 +121,15 @@ class TrainingArguments(transformers.TrainingArguments):
     """Hugging Face's TrainingArguments with the original's additions and defaults."""
 
     cache_dir: str | None = field(default=None, metadata={"help": "Where hub downloads are kept."})
-    optim: str = field(default="adamw_torch", metadata={"help": "Optimiser, by Hugging Face's name."})
+    bf16: bool = field(
+        default=cast(bool, None),
+        metadata={"help": "Compute in bf16, weights stay fp32; default: where the device has bf16."},
+    )
+    dataloader_num_workers: int = field(
+        default=cast(int, None),
+        metadata={"help": "Processes that prepare batches, of each training process; default: up to "
+                          f"{speed.MOST_WORKERS} beside a GPU, none on a CPU."},
+    )  # fmt: skip
     muon: bool = field(
         default=False,
         metadata={"help": "The weight matrices of layers by Muon, all else by AdamW, at the same rates."},
@@ -197,6 +216,10 @@ class TrainingArguments(transformers.TrainingArguments):
             )
         if not torch.accelerator.is_available():
             self.use_cpu = True
+        if self.bf16 is None:
+            self.bf16 = speed.choose_bf16(fp16=self.fp16)
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = speed.choose_workers()
         super().__post_init__()
 
     def splits_weights(self) -> bool:

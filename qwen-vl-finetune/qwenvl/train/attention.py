@@ -249,6 +249,16 @@ def _each_segment(
     return segments.similar.join([forward(part, **kwargs) for part in parts])[None]
 
 
+def describe(config: PreTrainedConfig, device: str, *, half: bool) -> str:
+    """What computes the attention of a model that was loaded with this configuration, for people to read."""
+    if config._attn_implementation != NAME:
+        return str(config._attn_implementation)
+    if device != "cuda" or not half:
+        return "within samples, batched by length through torch's own"
+    kernel = "flash-attn" if _flash_attn_installed() else "torch"
+    return f"within samples by the variable-length kernel of {kernel}"
+
+
 @contextmanager
 def suspended(config: PreTrainedConfig) -> Iterator[None]:
     """Torch's own attention, which knows masks and caches, within the block, where `enable` was called."""

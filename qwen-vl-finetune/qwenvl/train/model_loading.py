@@ -103,7 +103,7 @@ def load_model(
     )
     patches = model.model.visual.patch_embed
     patches.proj = PatchProjection(patches.proj)
-    if data_args.data_flatten or data_args.data_packing:
+    if data_args.flattened():
         attention.separate(model)
         if named is None:
             attention.enable(model)

@@ -34,10 +34,6 @@ from qwenvl.train.trainer import QwenVLTrainer, token_losses
 class PairArguments(DataArguments):
     """Which data; pairs are always laid end to end."""
 
-    data_flatten: bool = field(
-        default=True, metadata={"help": "Pairs are always laid end to end in one row, without padding."}
-    )
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.data_flatten:

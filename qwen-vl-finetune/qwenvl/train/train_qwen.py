@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node=2 qwenvl/train/train_qwen.py --model_name_or_path CHECKPOINT \\
         --dataset_config data.toml --dataset_use mine%50 --output_dir output/mine \\
-        --tune_mm_llm True --tune_mm_mlp True --data_flatten True --learning_rate 1e-5
+        --tune_mm_llm True --tune_mm_mlp True --learning_rate 1e-5
 
     command line -> processor, model -> frozen and trained components -> data module -> QwenVLTrainer
       -> output_dir: weights, configuration, processor, generation settings, the arguments used
@@ -27,7 +27,7 @@ import transformers
 from transformers import ProgressCallback, set_seed
 
 from qwenvl.data.data_processor import make_supervised_data_module
-from qwenvl.train import evaluation
+from qwenvl.train import attention, evaluation, speed
 from qwenvl.train.adapters import add_adapters
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.callbacks import ProgressBar
@@ -83,6 +83,8 @@ def build_trainer(
         trainer.remove_callback(ProgressCallback)
     for line in describe(model, trainer.components):
         logger.info(line)
+    how = attention.describe(config, training_args.device.type, half=training_args.bf16 or training_args.fp16)
+    logger.info(speed.describe(training_args, data_args, how))
     return trainer
 
 
