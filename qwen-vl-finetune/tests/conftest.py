@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from qwenvl.nano import FAMILIES, write_checkpoint
+from qwenvl.nano.tokenizer import NANO_VOCABULARY
 
 # What a test computes must not depend on whether its machine has bf16; a flag --bf16 still wins.
 os.environ.setdefault("ACCELERATE_MIXED_PRECISION", "no")
@@ -32,6 +33,19 @@ class Checkpoints(dict):
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory) -> Checkpoints:
     return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def in_pieces(tmp_path_factory) -> Path:
+    """train_qwen.py with logits of a nano model in pieces of three rows."""
+    script = tmp_path_factory.mktemp("scripts") / "train_in_pieces.py"
+    script.write_text(
+        "from qwenvl.train import linear_cross_entropy, train_qwen\n"
+        f"linear_cross_entropy.PIECE_BYTES = 4 * {NANO_VOCABULARY} * 3\n"
+        "train_qwen.main()\n"
+        "train_qwen.leave()\n"
+    )
+    return script
 
 
 @pytest.fixture(params=FAMILIES)

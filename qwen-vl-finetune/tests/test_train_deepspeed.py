@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import qwenvl.train
 
 PACKAGE = Path(qwenvl.train.__path__[0]).parents[1]
+SCRIPT = PACKAGE / "qwenvl" / "train" / "train_qwen.py"
 pytestmark = [
     pytest.mark.skipif(
         importlib.util.find_spec("deepspeed") is None or shutil.which("c++") is None,
@@ -26,7 +27,7 @@ pytestmark = [
 ]
 
 
-def train(output: Path, checkpoint: Path, *more: str) -> list[float]:
+def train(script: Path, output: Path, checkpoint: Path, *more: str) -> list[float]:
     """Losses of four steps of two processes on the demo pictures, every component trained."""
     flags = ["--model_name_or_path", checkpoint, "--dataset_config", PACKAGE / "demo" / "datasets.toml"]
     flags += ["--dataset_use", "single_images", "--output_dir", output, "--data_flatten", "True"]
@@ -34,7 +35,7 @@ def train(output: Path, checkpoint: Path, *more: str) -> list[float]:
     flags += ["--per_device_train_batch_size", "3", "--max_steps", "4", "--learning_rate", "1e-3"]
     flags += ["--logging_steps", "1", "--report_to", "none", "--save_strategy", "no", *more]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(PACKAGE / "qwenvl" / "train" / "train_qwen.py"), *map(str, flags)]
+    command += [str(script), *map(str, flags)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-4000:]
     history = json.loads((output / "trainer_state.json").read_text())["log_history"]
@@ -44,16 +45,16 @@ def train(output: Path, checkpoint: Path, *more: str) -> list[float]:
 @pytest.fixture(scope="module")
 def plain(checkpoints, tmp_path_factory) -> tuple[list[float], dict]:
     folder = tmp_path_factory.mktemp("plain")
-    return train(folder, checkpoints["qwen3_vl"]), load_file(folder / "model.safetensors")
+    return train(SCRIPT, folder, checkpoints["qwen3_vl"]), load_file(folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
-def test_zero_takes_the_steps_of_plain_processes(stage, plain, checkpoints, tmp_path):
+def test_zero_takes_the_steps_of_plain_processes(stage, plain, checkpoints, tmp_path, in_pieces):
+    """With logits in pieces, of which the processes have unlike many; the plain ones compute all at once."""
     losses, weights = plain
     settings = PACKAGE / "scripts" / f"{stage}.json"
-    assert train(tmp_path, checkpoints["qwen3_vl"], "--deepspeed", str(settings)) == pytest.approx(
-        losses, rel=1e-4
-    )
+    found = train(in_pieces, tmp_path, checkpoints["qwen3_vl"], "--deepspeed", str(settings))
+    assert found == pytest.approx(losses, rel=1e-4)
     saved = load_file(tmp_path / "model.safetensors")
     assert set(saved) - set(weights) <= {"lm_head.weight"}  # A tied head may be written twice, never another.
     assert set(weights) <= set(saved)

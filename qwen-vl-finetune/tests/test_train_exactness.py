@@ -9,20 +9,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForImageTextToText, HfArgumentParser
 
 from qwenvl.data.collators import FlattenedCollator, PaddedCollator
 from qwenvl.data.data_processor import make_supervised_data_module
-from qwenvl.nano import FAMILIES
-from qwenvl.train import attention
+from qwenvl.nano import FAMILIES, nano_model
+from qwenvl.nano.architecture import nano_config, random_model
+from qwenvl.nano.tokenizer import nano_tokenizer
+from qwenvl.train import attention, linear_cross_entropy
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.attention import Segments, segment_attention
 from qwenvl.train.model_loading import load_config, load_model, load_processor
 from qwenvl.train.train_qwen import train
 from qwenvl.train.trainer import count_loss_tokens, token_losses
 
-SCRIPT = Path(attention.__file__).with_name("train_qwen.py")
-ROOT = SCRIPT.parents[3]
+ROOT = Path(attention.__file__).parents[3]
 SMALL = ["--min_pixels", "3136", "--max_pixels", "12544", "--video_min_pixels", "3136"]
 SMALL += ["--video_max_pixels", "25088", "--report_to", "none"]
 
@@ -133,10 +138,134 @@ def test_the_loss_is_that_of_the_model_library(checkpoints):
     labels = torch.where(torch.rand(2, 12, generator=torch.Generator().manual_seed(0)) < 0.3, ids, -100)
     labels[:, 0] = ids[:, 0]  # A first token is predicted by none.
     batch = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
-    losses, _, outputs = token_losses(model, batch)
+    losses, columns, _ = token_losses(model, batch)
     expected = model(input_ids=ids, labels=labels).loss
-    assert outputs.logits.shape[1] < 11
+    assert len(columns) < 11
     assert torch.allclose(losses.sum() / count_loss_tokens(batch), expected, rtol=1e-6, atol=0)
+
+
+def texts(tokens: int, seed: int) -> list[dict[str, torch.Tensor]]:
+    """Three items of text, each half as long as the one before; a third of their tokens are without loss."""
+    random = torch.Generator().manual_seed(seed)
+    items = []
+    for length in (tokens, tokens // 2, tokens // 4):
+        ids = torch.randint(0, 1000, (length,), generator=random)
+        carried = torch.rand(length, generator=random) < 2 / 3
+        items.append({
+            "input_ids": ids, "labels": ids.where(carried, torch.tensor(-100)),
+            "position_ids": torch.arange(length).expand(3, -1), "segment_lengths": torch.tensor([length]),
+            "loss_weights": torch.rand(length, generator=random),
+        })  # fmt: skip
+    return items
+
+
+def rows_a_piece(patch: pytest.MonkeyPatch, model: torch.nn.Module, rows: int) -> None:
+    patch.setattr(linear_cross_entropy, "PIECE_BYTES", 4 * model.config.text_config.vocab_size * rows)
+
+
+def losses_and_gradients(model, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Token losses, and the gradients of a sum in which each counts otherwise, as preferences have it."""
+    model.zero_grad()
+    losses = token_losses(model, batch).losses
+    losses.backward(torch.randn(losses.shape, generator=torch.Generator().manual_seed(2)))
+    return losses.detach(), {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def check_pieces(model, batch, *, autocast: bool = False, exact: bool = True) -> dict[str, torch.Tensor]:
+    """Pieces of 5 rows against all rows at once; returns the gradients."""
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        losses, gradients = losses_and_gradients(model, batch)
+        rows_a_piece(patch, model, 5)
+        pieces, found = losses_and_gradients(model, batch)
+        with torch.no_grad():
+            assert torch.equal(token_losses(model, batch).losses, pieces)
+    assert losses.dtype == pieces.dtype == torch.float32 and losses.shape == pieces.shape
+    assert torch.allclose(pieces, losses, rtol=1e-6 if exact else 2e-3, atol=1e-6)
+    assert difference(found, gradients) <= (1e-6 if exact else 1e-2)
+    return found
+
+
+@pytest.mark.parametrize("collate", [PaddedCollator(0), FlattenedCollator()], ids=["padded", "flattened"])
+def test_pieces_give_what_all_rows_give_at_once(family, collate):
+    model = nano_model(family)
+    if isinstance(collate, FlattenedCollator):
+        attention.separate(model)
+        attention.enable(model)
+    batch = collate(texts(24, seed=0))
+    check_pieces(model, batch)
+    check_pieces(model, batch, autocast=True, exact=False)
+
+
+HEADS = ["tied", "untied", "frozen", "adapted", "saved"]
+
+
+def model_with_head(kind: str, **changes: int) -> torch.nn.Module:
+    """A Qwen3-VL whose lm_head is what `kind` says; `changes` in the text model's configuration."""
+    config = nano_config("qwen3_vl", nano_tokenizer("qwen3_vl"), tied=kind == "tied")
+    config.text_config.update(changes)
+    model = random_model(config, device="cpu", dtype=torch.float32, seed=0)
+    if kind in ("adapted", "saved"):
+        whole = {"modules_to_save": ["lm_head"]} if kind == "saved" else {}
+        layers = ["q_proj"] if whole else ["q_proj", "lm_head"]
+        adapters = LoraConfig(r=2, init_lora_weights=False, target_modules=layers, **whole)
+        return get_peft_model(model, adapters)
+    if kind != "tied":
+        model.get_input_embeddings().requires_grad_(False)
+        model.lm_head.requires_grad_(kind != "frozen")
+    return model
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_any_head_computes_in_pieces(kind):
+    model = model_with_head(kind)
+    batch = PaddedCollator(0)(texts(24, seed=1))
+    for _ in range(2):
+        found = check_pieces(model, batch)
+        assert any("lm_head" in name for name in found) is (kind in ("untied", "adapted", "saved"))
+    check_pieces(model, batch, autocast=True, exact=False)
+    check_pieces(model.bfloat16(), batch, exact=False)
+
+
+class Memory(TorchDispatchMode):
+    """The most bytes that tensors made within the block took together, and the largest of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.living: dict[StorageWeakRef, int] = {}
+        self.peak = self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        given = (each for each in tree_leaves((args, kwargs)) if torch.is_tensor(each))
+        before = {tensor.untyped_storage()._cdata for tensor in given}
+        for tensor in filter(torch.is_tensor, tree_leaves(result)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in before:
+                self.living[StorageWeakRef(storage)] = storage.nbytes()
+                self.largest = max(self.largest, storage.nbytes())
+        self.living = {storage: size for storage, size in self.living.items() if not storage.expired()}
+        self.peak = max(self.peak, sum(self.living.values()))
+        return result
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_memory_has_room_for_a_piece_of_logits_alone(kind, monkeypatch):
+    """Of Qwen's vocabulary: a piece's logits, their softmax and little else, and gradients as large as the
+    weight, of which a plain head has one. The tied embedding adds its own and their sum; other heads keep a
+    piece's logits longer, and one that is trained another gradient while pieces' are added up.
+    """
+    vocabulary, width, rows = 151_936, 64, 20
+    model = model_with_head(kind, vocab_size=vocabulary, hidden_size=width, num_hidden_layers=1)
+    rows_a_piece(monkeypatch, model, rows)
+    batch = PaddedCollator(0)(texts(400, seed=0)[:1])
+    assert count_loss_tokens(batch) > 100
+    weight, piece = 4 * vocabulary * width, 4 * vocabulary * rows
+    with Memory() as memory:
+        token_losses(model, batch).losses.sum().backward()
+    room = {"tied": (3, 3), "untied": (1, 3), "frozen": (0, 3), "adapted": (0, 4), "saved": (2, 4)}
+    gradients, pieces = room[kind]
+    assert memory.largest == max(piece, weight * (gradients > 0))
+    assert memory.peak <= gradients * weight + pieces * piece
 
 
 @pytest.mark.parametrize("lengths", [[5, 5, 5], [7, 1, 6, 40, 7, 2], [9], [3, 0, 4]], ids=str)
@@ -186,8 +315,10 @@ def test_cuda_kernels_equal_the_exact_path(causal):
         assert (a.grad.float() - b.grad).norm() / b.grad.norm() < 2e-2
 
 
-def test_batch_accumulation_and_processes_take_the_same_steps(checkpoints, dataset, tmp_path):
-    """Batch 8, accumulation 8, two processes with 4 each: the same losses and gradient norms."""
+def test_batch_accumulation_and_processes_take_the_same_steps(checkpoints, dataset, tmp_path, in_pieces):
+    """Batch 8, accumulation 8, two processes with 4 each and logits in pieces: the same losses and gradient
+    norms.
+    """
     common = [
         "--model_name_or_path", checkpoints["qwen3_vl"], "--dataset_use", "many", "--dataset_config", dataset,
         "--tune_mm_llm", "True", "--tune_mm_mlp", "True", "--tune_mm_vision", "True",
@@ -205,7 +336,7 @@ def test_batch_accumulation_and_processes_take_the_same_steps(checkpoints, datas
     for name, size in sizes.items():
         flags = [*map(str, common), *size, "--output_dir", str(tmp_path / name)]
         if name == "processes":
-            torchrun(2, flags, cwd=ROOT)
+            torchrun(2, in_pieces, flags, cwd=ROOT)
         else:
             train(*parse(*flags))
         history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
@@ -216,11 +347,11 @@ def test_batch_accumulation_and_processes_take_the_same_steps(checkpoints, datas
         assert torch.allclose(torch.tensor(curve), torch.tensor(curves["batch"]), rtol=2e-5, atol=0), name
 
 
-def torchrun(processes: int, flags: list[str], cwd: Path) -> str:
-    """The training script as users start it; returns what it printed."""
+def torchrun(processes: int, script: Path, flags: list[str], cwd: Path) -> str:
+    """A training script as users start it; returns what it printed."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
     command += ["--master_port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    command += [str(SCRIPT.relative_to(cwd)), *flags, *SMALL]
+    command += [str(script), *flags, *SMALL]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr

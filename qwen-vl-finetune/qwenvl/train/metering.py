@@ -36,7 +36,9 @@ GIB = 2**30
 
 
 class TokenLosses(NamedTuple):
-    """losses [B, C]: of the tokens in `columns` [C] + 1, 0 where one carries none; outputs: the model's."""
+    """losses [B, C]: of the tokens in `columns` [C] + 1, 0 where one carries none; outputs: the model's,
+    whose `logits` may be losses.
+    """
 
     losses: torch.Tensor
     columns: torch.Tensor

@@ -1,7 +1,7 @@
 """The Hugging Face Trainer, with the loss, the parameter groups and the checkpoints of this repository.
 
     batch (padded or flattened) --to the device, pixels scaled there--> model inputs
-      -> hidden states -> lm_head where the next token carries loss
+      -> hidden states -> lm_head where the next token carries loss, logits in pieces
       -> sum of cross-entropies / loss tokens of the whole optimiser step, all micro-batches and ranks
 
 so batch 8, accumulation 8 and eight ranks with one sample each take the same step.
@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
-from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, ProcessorMixin, Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
@@ -33,6 +32,7 @@ from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArgumen
 from qwenvl.train.attention import Segments
 from qwenvl.train.callbacks import Clock
 from qwenvl.train.experts import ExpertBalance, balance_coefficient, find_routers
+from qwenvl.train.linear_cross_entropy import losses_for_logits
 from qwenvl.train.metering import Meter, TokenLosses, Work, count_loss_tokens
 from qwenvl.train.muon import MuonAndAdamW
 from qwenvl.train.parameters import component_table, parameter_groups
@@ -44,17 +44,16 @@ def token_losses(model: torch.nn.Module, inputs: dict[str, Any]) -> TokenLosses:
     """The cross-entropies of a batch, times `loss_weights` where there are some.
 
     inputs: a padded or flattened batch with labels [B, S].  Logits are computed only for the columns in which
-    some row's next token carries loss.
+    some row's next token carries loss, and never all of them are in memory (see `linear_cross_entropy`).
     """
     labels = inputs["labels"]
     columns = (labels[:, 1:] != -100).any(dim=0).nonzero()[:, 0]
-    outputs = model(**model_inputs(inputs), logits_to_keep=columns, use_cache=False)
-    logits = outputs.logits.flatten(0, 1).float()
-    targets = labels[:, columns + 1].flatten()
-    losses = cross_entropy(logits, targets, ignore_index=-100, reduction="none")
+    with losses_for_logits(model, labels[:, columns + 1]):
+        outputs = model(**model_inputs(inputs), logits_to_keep=columns, use_cache=False)
+    losses = outputs.logits
     if "loss_weights" in inputs:
-        losses = losses * inputs["loss_weights"][:, columns + 1].flatten()
-    return TokenLosses(losses.view(len(labels), len(columns)), columns, outputs)
+        losses = losses * inputs["loss_weights"][:, columns + 1]
+    return TokenLosses(losses, columns, outputs)
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
