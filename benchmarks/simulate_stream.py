@@ -1,8 +1,8 @@
-"""A billion streamed rows on 1,024 processes: what each of them reads, holds and waits for; how alike steps cost.
+"""A billion streamed rows on 1,024 processes: what each reads, holds and waits for; how alike steps cost.
 
     .venv/bin/python benchmarks/simulate_stream.py [--rounds 3] [--quick] [--output FILE]
 
-    a real file --find_rows--> index, rows of random places --every row found?--> bytes and rows a second
+    a real file --find_rows--> index, rows of random places --rows found?--> bytes and rows a second
     a file of 10^9 rows of 1,000 bytes, its rows and their index entries written where they are asked for
       --some of 1,024 ranks, each a fresh process--> seconds to the first rows, and to those at the end;
                                                      rows a second, memory, bytes
@@ -14,7 +14,8 @@
 All is the code that training runs, but for the media: EndlessRows, RowStream, find_rows, plan_packs,
 balanced_order. The long file has holes where nothing is asked for, so it takes megabytes. Files lie in the
 folder for temporary files and are read from memory, not from disk or over a network. Packs cost what the 4B
-Qwen3-VL computes for them. Results go to benchmarks/results/stream.json; with --quick only where --output says.
+Qwen3-VL computes for them. Results go to benchmarks/results/stream.json; with --quick only where --output
+says.
 """
 
 import argparse
@@ -117,8 +118,8 @@ def real_file(folder: Path, blocks: int, rounds: int) -> dict[str, Any]:
     read = timed(rounds, lambda: [rows.row(at) for at in picked])
     path.unlink()
     return {
-        "bytes": size, "rows": count, "build_seconds": built, "build_bytes_per_second": size / built["median"],
-        "build_rows_per_second": count / built["median"], "index_bytes": 8 * (count + 1 + lines.HEADER),
+        "bytes": size, "rows": count, "build_seconds": built, "bytes_per_second": size / built["median"],
+        "rows_per_second": count / built["median"], "index_bytes": 8 * (count + 1 + lines.HEADER),
         "read_seconds": read, "random_rows_per_second": len(picked) / read["median"],
     }  # fmt: skip
 
@@ -239,7 +240,7 @@ def billion(folder: Path, ranks: tuple[int, ...], steps: int, checked: int) -> d
 
 
 def counting_past(places: int) -> float:
-    """Seconds that a resumed run's samplers take for a place passed over, one row a batch; of the libraries."""
+    """Seconds for which the libraries' samplers of a resumed run count past a place, one row a batch."""
     batches = BatchSamplerShard(
         BatchSampler(range(places + RANKS), 1, False), num_processes=RANKS, process_index=0
     )
@@ -303,8 +304,8 @@ def main() -> None:
         ranks, steps, checked = (ASKED[:2], 20, 5000) if quick else (ASKED, 1000, 200_000)
         long = result["billion"] = billion(folder, ranks, steps, checked)
     share = long["bytes"] / RANKS
-    long["scan_seconds_a_rank"] = share / real["build_bytes_per_second"]
-    long["scan_seconds_alone"] = long["bytes"] / real["build_bytes_per_second"]
+    long["scan_seconds_a_rank"] = share / real["bytes_per_second"]
+    long["scan_seconds_alone"] = long["bytes"] / real["bytes_per_second"]
     long["sampler_seconds_to_the_end"] = ROWS * counting_past(RANKS * (100 if quick else 5000))
     packs = result["packs"] = balance(1, 20_000, 32) if quick else balance(4, 1_000_000, RANKS)
     show(real, long, packs)
@@ -315,30 +316,24 @@ def main() -> None:
 
 
 def show(real: dict, long: dict, packs: dict) -> None:
-    print(
-        f"index: {real['build_bytes_per_second'] / 1e9:.2f} GB/s, {real['build_rows_per_second']:,.0f} rows/s"
-    )
+    built = real["bytes_per_second"] / 1e9, real["rows_per_second"]
+    print(f"index: {built[0]:.2f} GB/s, {built[1]:,.0f} rows/s")
     print(f"random rows: {real['random_rows_per_second']:,.0f} a second, parsed")
-    print(
-        f"10^9 rows, 1 TB: a rank of {RANKS} scans {long['scan_seconds_a_rank']:.1f} s once, one process alone "
-        f"{long['scan_seconds_alone'] / 60:.0f} min; found again {long['each'][0]['open_seconds'] * 1e3:.1f} ms"
-    )
+    alone, each = long["scan_seconds_alone"] / 60, long["scan_seconds_a_rank"]
+    print(f"10^9 rows, 1 TB: scanned once, {each:.1f} s a rank, {alone:.0f} min for one process alone")
     for each in long["each"]:
-        first, _, last = each["to_rows_seconds"]
+        first, _, last = (1e3 * seconds for seconds in each["to_rows_seconds"])
         own, shared = (each["memory"][name] / 2**20 for name in ("RssAnon", "RssFile"))
         print(
-            f"  rank {each['rank']:4}: first row after {first * 1e3:.0f} ms, last steps after {last * 1e3:.0f} ms, "
-            f"{each['rows_per_second']:,.0f} rows/s, {own:.0f} MiB and {shared:.0f} of file pages, "
-            f"1/{1 / each['share_of_file']:.0f} of the file"
+            f"  rank {each['rank']:4}: open {each['open_seconds'] * 1e3:.0f} ms, first {first:.0f} ms, last "
+            f"steps {last:.0f} ms; {each['rows_per_second']:,.0f} rows/s; {own:.0f} MiB, {shared:.0f} MiB of "
+            f"files; 1/{1 / each['share_of_file']:.0f} of the file"
         )
     print(f"rows read by several ranks: {long['rows_read_by_several_ranks']}")
     print(f"a resume at the end: samplers count past it in {long['sampler_seconds_to_the_end']:.0f} s")
     for way in ("random_order", "balanced_order"):
-        one = packs[way]
-        print(
-            f"{packs['packs']:,} packs in steps of {packs['together']}, {way}: mean over dearest "
-            f"{one['mean_over_dearest']:.1%}, worst step {one['worst_step']:.1%}"
-        )
+        mean, worst = packs[way]["mean_over_dearest"], packs[way]["worst_step"]
+        print(f"{way}: mean over dearest {mean:.1%}, worst step {worst:.1%}")
 
 
 if __name__ == "__main__":
