@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl.data import lines
@@ -43,6 +43,7 @@ LINES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(LINES, st.booleans(), st.booleans(), st.integers(1, 9), st.integers(1, 5))
 def test_every_row_is_found_under_its_line(many, bom, newline, chunk, processes):
     """Blank lines, a byte order mark and no final newline; shares and chunks that end anywhere."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, AutoProcessor, HfArgumentParser
@@ -271,6 +271,7 @@ def one_pass(name: str, count: int, percent: int) -> list[int]:
     return rows
 
 
+@settings(deadline=None)
 @given(st.integers(1, 350), st.integers(1, 320))
 def test_a_share_is_found_by_place_as_by_going_over_all_rows(count, percent):
     expected = one_pass("a", count, percent)
@@ -281,6 +282,7 @@ def test_a_share_is_found_by_place_as_by_going_over_all_rows(count, percent):
 SETS = st.lists(st.tuples(st.integers(1, 40), st.floats(0.01, 100)), min_size=1, max_size=5)
 
 
+@settings(deadline=None)
 @given(SETS, st.booleans(), st.integers(1, 30))
 def test_each_set_has_its_part_of_any_rows_and_gives_its_own_in_order(sets, weighted, buffer):
     """The windows of a shuffled order hold the rows of the order without, which goes through each set again

@@ -18,6 +18,7 @@ its name when it is complete.
 from __future__ import annotations
 
 import hashlib
+import logging
 import mmap
 import os
 import re
@@ -35,6 +36,8 @@ import numpy as np
 from torch import distributed
 
 from qwenvl.data.sources import open_lines, parse_row
+
+logger = logging.getLogger(__name__)
 
 FORMAT = int.from_bytes(b"qwenrow1", "little")
 HEADER = 4
@@ -186,6 +189,7 @@ def _share(place: Path) -> Iterator[_Share]:
 def _build(path: Path, stamp: tuple[int, int]) -> Path:
     """Index a file together with all processes."""
     size, index = stamp[0], _place(path, "rows")
+    logger.info("%s: looking for the rows in %.3g GB, once; index: %s", path, size / 1e9, index)
     with _share(index) as share:
         first, last = (size * at // len(share.ranks) for at in (share.at, share.at + 1))
         rows, blanks = _scan(path, first, last, share.own)
@@ -243,6 +247,7 @@ def _unpacked(path: Path) -> Path:
     if all(_tell(bool(found))):
         return found[0]
     place = _place(path, "unpacked")
+    logger.info("%s: unpacked, once, to %s", path, place)
     with _share(place) as share:
         if share.at == 0:
             with open_lines(path) as packed, share.part.open("wb") as file:
