@@ -13,8 +13,8 @@
 
 All is the code that training runs, but for the media: EndlessRows, RowStream, find_rows, plan_packs,
 balanced_order. The long file has holes where nothing is asked for, so it takes megabytes. Files lie in the
-folder for temporary files and are read from memory, not from disk or over a network. Packs cost what the 4B
-Qwen3-VL computes for them. Results go to benchmarks/results/stream.json; with --quick only where --output
+folder for temporary files (best TMPDIR=/dev/shm: disks that discard what is freed take minutes to delete) and
+are read from memory, not from disk or over a network. Packs cost what the 4B Qwen3-VL computes for them. Results go to benchmarks/results/stream.json; with --quick only where --output
 says.
 """
 
@@ -300,8 +300,8 @@ def main() -> None:
     result = provenance("numpy", "torch", "accelerate") | {"rounds": 1 if quick else options.rounds}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        real = result["real_file"] = real_file(folder, 1 if quick else 250, result["rounds"])
-        ranks, steps, checked = (ASKED[:2], 20, 5000) if quick else (ASKED, 1000, 200_000)
+        real = result["real_file"] = real_file(folder, 1 if quick else 200, result["rounds"])
+        ranks, steps, checked = (ASKED[:2], 20, 5000) if quick else (ASKED, 400, 100_000)
         long = result["billion"] = billion(folder, ranks, steps, checked)
     share = long["bytes"] / RANKS
     long["scan_seconds_a_rank"] = share / real["bytes_per_second"]
