@@ -14,8 +14,8 @@
 All is the code that training runs, but for the media: EndlessRows, RowStream, find_rows, plan_packs,
 balanced_order. The long file has holes where nothing is asked for, so it takes megabytes. Files lie in the
 folder for temporary files (best TMPDIR=/dev/shm: disks that discard what is freed take minutes to delete) and
-are read from memory, not from disk or over a network. Packs cost what the 4B Qwen3-VL computes for them. Results go to benchmarks/results/stream.json; with --quick only where --output
-says.
+are read from memory, not from disk or over a network. Packs cost what the 4B Qwen3-VL computes for them.
+Results go to benchmarks/results/stream.json; with --quick only where --output says.
 """
 
 import argparse
@@ -177,9 +177,10 @@ def write_asked(path: Path, ranks: tuple[int, ...], steps: int) -> None:
 
 
 def held() -> dict[str, int]:
-    """Bytes of this process: its own, and pages of files, which processes share."""
+    """Bytes of this process: its own, and pages of files, which processes share, on a disk or in memory."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {name: int(status[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile")}
+    own, disk, memory = (int(status[f"Rss{name}"].split()[0]) * 1024 for name in ("Anon", "File", "Shmem"))
+    return {"own": own, "files": disk + memory}
 
 
 def one_rank(path: Path, rank: int, steps: int) -> dict[str, Any]:
@@ -323,7 +324,7 @@ def show(real: dict, long: dict, packs: dict) -> None:
     print(f"10^9 rows, 1 TB: scanned once, {each:.1f} s a rank, {alone:.0f} min for one process alone")
     for each in long["each"]:
         first, _, last = (1e3 * seconds for seconds in each["to_rows_seconds"])
-        own, shared = (each["memory"][name] / 2**20 for name in ("RssAnon", "RssFile"))
+        own, shared = (each["memory"][name] / 2**20 for name in ("own", "files"))
         print(
             f"  rank {each['rank']:4}: open {each['open_seconds'] * 1e3:.0f} ms, first {first:.0f} ms, last "
             f"steps {last:.0f} ms; {each['rows_per_second']:,.0f} rows/s; {own:.0f} MiB, {shared:.0f} MiB of "
