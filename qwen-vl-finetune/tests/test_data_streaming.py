@@ -4,22 +4,28 @@ import gzip
 import json
 import os
 import pickle
+import random
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, AutoProcessor, HfArgumentParser
 
 import qwenvl.train
-from qwenvl.data import streaming
 from qwenvl.data.data_processor import make_supervised_data_module
+from qwenvl.data.sources import _row_groups
+from qwenvl.data.streaming import EndlessRows, RowStream
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from qwenvl.train.train_qwen import train
 
@@ -94,7 +100,7 @@ def make(tmp_path, load):
 def taken(dataset, places) -> list[tuple[str, object]]:
     """The name and the row at each place."""
     found = [dataset.endless.at(place) for place in places]
-    return [(stream.name, held.row(0)) for stream, held in found]
+    return [(stream.name, stream.row(index)) for stream, index in found]
 
 
 # ---- the public command
@@ -233,6 +239,85 @@ def test_a_share_is_that_of_each_hundred_rows(make):
         taken(make("a%1", {"a": 1}, seed=0), [0])
 
 
+@dataclass
+class Counted:
+    """So many rows, each its own number."""
+
+    count: int
+    path: Path = Path("numbers")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def where(self, index: int) -> str:
+        return f"row {index}"
+
+    def row(self, index: int) -> int:
+        return index
+
+
+def stream(name: str, count: int, rate: float = 1.0) -> RowStream:
+    return RowStream(name, Counted(count), "", rate, False, 3)
+
+
+def one_pass(name: str, count: int, percent: int) -> list[int]:
+    """The rows of a pass, by going over all of them."""
+    whole, part = divmod(percent, 100)
+    rows, drawn = [], set()
+    for number in range(count):
+        if number % 100 == 0:
+            drawn = set(random.Random(f"3/{name}/{number}").sample(range(100), part))
+        rows += [number] * (whole + (number % 100 in drawn))
+    return rows
+
+
+@settings(deadline=None)
+@given(st.integers(1, 350), st.integers(1, 320))
+def test_a_share_is_found_by_place_as_by_going_over_all_rows(count, percent):
+    expected = one_pass("a", count, percent)
+    found = stream("a", count, percent / 100)
+    assert [found.pick(place) for place in range(len(found))] == expected
+
+
+SETS = st.lists(st.tuples(st.integers(1, 40), st.floats(0.01, 100)), min_size=1, max_size=5)
+
+
+@settings(deadline=None)
+@given(SETS, st.booleans(), st.integers(1, 30))
+def test_each_set_has_its_part_of_any_rows_and_gives_its_own_in_order(sets, weighted, buffer):
+    """The windows of a shuffled order hold the rows of the order without, which goes through each set again
+    and again."""
+    streams = [stream(f"{number}", count) for number, (count, _) in enumerate(sets)]
+    weights = [weight for _, weight in sets] if weighted else None
+    plain = EndlessRows(streams, weights, buffer=1, seed=3)
+    found = [(int(held.name), row) for held, row in map(plain.at, range(300))]
+    if not weighted:
+        once = [(number, row) for number, (count, _) in enumerate(sets) for row in range(count)]
+        assert found == (once * 300)[:300]
+    for number, (count, weight) in enumerate(sets if weighted else []):
+        rows = [row for which, row in found if which == number]
+        assert rows == [at % count for at in range(len(rows))]
+        share, taken = weight / sum(weight for _, weight in sets), np.array([n == number for n, _ in found])
+        assert np.abs(taken.cumsum() - share * np.arange(1, 301)).max() < len(sets)
+    shuffled = EndlessRows(streams, weights, buffer=buffer, seed=3)
+    order = [(int(held.name), row) for held, row in map(shuffled.at, range(300))]
+    for at in range(0, 300 - buffer + 1, buffer):
+        assert sorted(order[at : at + buffer]) == sorted(found[at : at + buffer])
+
+
+def test_of_a_billion_rows_any_is_found_without_going_over_those_before():
+    """The processes of a step together take a window of the file, each row once."""
+    endless = EndlessRows([stream("a", 10**9), stream("b", 10**6, 0.5)], [3, 1], buffer=1024, seed=3)
+    first = 10**9 // 1024 * 1024
+    found = [endless.at(first + process) for process in range(1024)]
+    counts = Counter(held.name for held, _ in found)
+    assert counts == {"a": 768, "b": 256}
+    rows = sorted(row for held, row in found if held.name == "a")
+    assert rows == list(range(first * 3 // 4, first * 3 // 4 + 768))
+    assert len({row for held, row in found if held.name == "b"}) == 256
+    assert endless.at(10**15) == EndlessRows(endless.streams, [3, 1], buffer=1024, seed=3).at(10**15)
+
+
 def test_any_way_of_asking_finds_the_same_rows(folder, load):
     """Leaving places out, going back, from a pickled copy, in forked workers after a first read."""
     options = dict(streaming_buffer=9, data_flatten=True)
@@ -280,11 +365,12 @@ def test_rows_passed_over_are_neither_parsed_nor_fetched(tmp_path, make, folder,
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
     (tmp_path / "table.toml").write_text(f'[table]\nannotation_path = "{folder}/table.parquet"\n')
     dataset = load(tmp_path / "table.toml", "table", streaming_buffer=5)
-    streaming.ParquetRows.held.__globals__["_row_group"].cache_clear()
+    _row_groups.cache_clear()
     assert [name for name, _ in taken(dataset, range(15, 20))] == ["table"] * 5
     assert read == [3], "one window, one row group"
     dataset = load(tmp_path / "table.toml", "table", streaming_buffer=ROWS)
     read.clear()
+    _row_groups.cache_clear()
     assert len(taken(dataset, range(ROWS))) == ROWS
     assert len(read) <= 5, "a row group is read once, however its rows are shuffled"
 

@@ -12,12 +12,19 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.mark.parametrize(
-    ("name", "short"), [("data", "--quick"), ("pack", "--quick"), ("train", "--quick"), ("gpu", "--smoke")]
+    ("name", "short"),
+    [
+        ("bench_data", "--quick"),
+        ("bench_pack", "--quick"),
+        ("bench_train", "--quick"),
+        ("bench_gpu", "--smoke"),
+        ("simulate_stream", "--quick"),
+    ],
 )
 def test_both_sides_agree_and_the_result_is_complete(name, short, tmp_path):
     output = tmp_path / "result.json"
     done = subprocess.run(
-        [sys.executable, BENCHMARKS / f"bench_{name}.py", short, "--output", output],
+        [sys.executable, BENCHMARKS / f"{name}.py", short, "--output", output],
         capture_output=True, text=True, timeout=250, env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

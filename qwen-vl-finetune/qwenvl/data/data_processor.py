@@ -227,8 +227,7 @@ class SupervisedDataset(Dataset):
 class StreamedDataset(SupervisedDataset):
     """The rows of `endless`: item i is the row at place i, and there is no last one.
 
-    Ask for items in ascending order, leaving out any. Rows are checked when they are read; one of the same
-    window stands in for a bad one.
+    Rows are checked when they are read; the next one stands in for a bad one.
     """
 
     def __init__(self, endless: EndlessRows, encode: Encoder, *, bad_samples: str):
@@ -245,11 +244,11 @@ class StreamedDataset(SupervisedDataset):
             raise IndexError(f"item {index} of streamed rows")
 
     def stand_in(self, index: int, step: int) -> int:
-        return self.endless.stand_in(index, step)
+        return index + step
 
     def row(self, index: int) -> tuple[Source, int]:
         stream, row = self.endless.at(index)
-        return Source(stream.name, row, stream.data_path, np.zeros(1, np.int64)), 0
+        return Source(stream.name, stream, stream.data_path, np.zeros(0, np.int64)), row
 
 
 def _stream(entries: list[dict], encode: Encoder, data_args: DataArguments, seed: int) -> StreamedDataset:
@@ -257,10 +256,15 @@ def _stream(entries: list[dict], encode: Encoder, data_args: DataArguments, seed
     streams = [
         RowStream(
             entry["dataset_name"],
-            open_rows(entry["annotation_path"], entry.get("split")),
+            open_rows(
+                entry["annotation_path"],
+                entry.get("split"),
+                window=round(data_args.streaming_buffer / min(entry["sampling_rate"], 1)),
+            ),
             entry["data_path"],
             entry["sampling_rate"],
             data_args.flattened(),
+            seed,
         )
         for entry in entries
     ]

@@ -13,8 +13,8 @@
       -> sample_rows -> indices of the rows in use
 
 Of JSON, bytes and two arrays, not a list of dicts: forked loader workers share them without copying, and a
-million rows cost what the file costs. Of parquet, nothing but the borders of row groups. `streaming` reads
-all but JSON lists as they come.
+million rows cost what the file costs. Of parquet, nothing but the borders of row groups. Streaming takes the
+rows of JSONL from `lines` instead.
 """
 
 from __future__ import annotations
@@ -95,11 +95,13 @@ class JsonRows:
 class ParquetRows:
     """The rows of a parquet file.
 
-    `starts` int64 [row groups + 1]: the first row of each group, and the number of rows.
+    `starts` int64 [row groups + 1]: the first row of each group, and the number of rows. `kept`: groups that
+    stay in memory, the last ones read.
     """
 
     path: Path
     starts: np.ndarray
+    kept: int = KEPT_ROW_GROUPS
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -108,23 +110,26 @@ class ParquetRows:
         return f"{self.path}: row {index} (counted from 0)"
 
     def row(self, index: int) -> object:
-        return self.held(index)()
-
-    def held(self, index: int) -> Callable[[], object]:
-        """Read a row's group; the function made keeps it in memory, and gives the row."""
+        """Read one row, with its group. Raises ValueError, naming file and row, where that fails."""
         group = int(np.searchsorted(self.starts, index, side="right")) - 1
         try:
-            table = _row_group(self.path, group)
+            table = _row_groups(self.kept)(self.path, group)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{self.where(index)}: {error}; write the file anew") from error
-        return lambda: table_row(table.slice(int(index - self.starts[group]), 1))
+        return table_row(table.slice(int(index - self.starts[group]), 1))
 
 
-@lru_cache(maxsize=KEPT_ROW_GROUPS)
-def _row_group(path: Path, group: int) -> pa.Table:
-    # No threads: loader workers are forked, and each reads for itself.
-    with pq.ParquetFile(path, memory_map=True) as file:
-        return file.read_row_group(group, use_threads=False)
+@cache
+def _row_groups(kept: int) -> Callable[[Path, int], pa.Table]:
+    """The function that reads a row group, and keeps the last ones of all files."""
+
+    @lru_cache(maxsize=kept)
+    def read(path: Path, group: int) -> pa.Table:
+        # No threads: loader workers are forked, and each reads for itself.
+        with pq.ParquetFile(path, memory_map=True) as file:
+            return file.read_row_group(group, use_threads=False)
+
+    return read
 
 
 def _parquet_rows(path: Path) -> ParquetRows:
