@@ -351,6 +351,17 @@ def levers_table(sizes: dict[str, Any], device: str) -> str:
     return table(head, rows)
 
 
+def largest(sizes: dict[str, Any]) -> str:
+    """The lever of each size that takes most away by itself."""
+    found = []
+    for size, one in sizes.items():
+        single = {name: lever["ms"] for name, lever in one["devices"]["H200"]["levers"].items()}
+        del single["all of them"]
+        name = max(single, key=lambda each: single[each])
+        found.append(f"{size} {name} ({single[name] / one['devices']['H200']['ms']:.0%} of the step)")
+    return ", ".join(found)
+
+
 def cpu_page(cpu: dict[str, Any]) -> str:
     device, measured = cpu["device"], statistics.median(cpu["measured_ms"])
     rows = [[name, f"{sum(ms.values()):.1f}"] for name, ms in cpu["groups_ms"].items() if ms]
@@ -379,6 +390,8 @@ def page(result: dict[str, Any]) -> str:
     sizes = {one["size"]: one for one in result["sizes"]}
     numbers = result["sizes"][0]["numbers"]
     experts = [one for one in result["sizes"] if one["products_fp32"]]
+    embedding = max(one["patch_embedding_ms"] for one in result["sizes"])
+    starting = ", ".join(f"{one['kernels'] * LAUNCH * 1e3:.0f} ms ({size})" for size, one in sizes.items())
     text = f"""# Roofline of a training step
 
 **No GPU measured any of this.** These are lower bounds: the kernels of one step, counted from the code as
@@ -388,36 +401,35 @@ Written by `benchmarks/roofline.py` on {result["date"]}; all numbers: roofline.j
 
 The step: one pack of pictures as `bench_gpu.py` has them, {numbers["tokens"]:,} tokens of
 {numbers["samples"]} samples, {numbers["patches"]:,} patches, {numbers["carried"]:,} tokens with loss. All
-weights are trained, fp32 under autocast to bf16, with gradient checkpointing, logits at the answers, fused
-AdamW. 30B-A3B has four of its 48 layers. The matrix products counted are those of `qwenvl.data.flops` to
-within {TOLERANCE:.0%}, else nothing is written.
+weights are trained, fp32 under autocast to bf16, with gradient checkpointing, logits at the answers,
+fused AdamW. 30B-A3B has four of its 48 layers. The matrix products counted are those of
+`qwenvl.data.flops` to within {TOLERANCE:.0%}, else nothing is written.
+
+What is worth most by itself, on H200: {largest(sizes)}.
 
 ## Where the time goes
 
 {kinds_table(sizes, "H200")}
 {kinds_table(sizes, "H100")}
 The ceiling is the MFU, by the operations that the model needs, of a step in which every kernel runs at its
-bound. Each number holds forward, backward and what checkpointing computes again. At {LAUNCH * 1e6:.0f}
-microseconds a kernel, which is an assumption, Python alone takes
-{", ".join(f"{one['kernels'] * LAUNCH * 1e3:.0f} ms ({size})" for size, one in sizes.items())} to start
-them: where that is more than the table's sum, the GPU waits for Python.
+bound. Each number holds forward, backward and what checkpointing computes again. *Activations* of a mixture
+of experts hold the sorting of tokens to experts too. At {LAUNCH * 1e6:.0f} microseconds a kernel, which is an
+assumption, Python takes {starting} to start them:
+where that is more than the bound, the GPU waits for Python.
 
 ## What each lever is worth
 
 {levers_table(sizes, "H200")}
 {levers_table(sizes, "H100")}
-- **Fused**: norms with their residual, rotation, gates, as one kernel each in bf16, as Liger or
-torch.compile make
-  them; counted by formula.
+- **Fused**: a norm with its residual, a rotation, a gate as one kernel each in bf16, as Liger or
+  torch.compile make them; counted by formula.
 - **No gradient checkpointing**: where memory allows, see scale.md.
-- **Larger packs**: the same samples, four times as many a step; milliseconds for as many tokens. Optimiser
-and
-  casts of weights are paid once a step.
-- **All logits again**: what computing logits at answers only saves now.
-- **Conv3d** has the operations of the linear patch embedding, at most
-  {max(one["patch_embedding_ms"] for one in result["sizes"]):.1f} ms of a step. A roofline can't see how slow
-  a   kernel is: eight times as slow, as on a CPU, it would cost
-  {max(7 * one["patch_embedding_ms"] for one in result["sizes"]):.0f} ms.
+- **Larger packs**: the same samples, four times as many a step, in milliseconds for as many tokens. The
+  optimiser and the casts of weights are paid once a step.
+- **All logits again**: what computing logits at answers alone saves now.
+- **Conv3d** has the operations of the linear patch embedding, {embedding:.1f} ms of a step at most. A
+  roofline can't see how slow a kernel is: eight times as slow, as on a CPU, it would cost
+  {7 * embedding:.1f} ms.
 """
     if experts:
         text += """

@@ -64,8 +64,8 @@ TOWERS = {
 # The first pattern that the class of the innermost module has says what else happens there.
 KINDS = {
     "norms": r"Norm", "activations": r"MLP|GELU|SiLU|Experts", "rotary and heads": r"Attention|Rotary",
-    "casts of activations": r"Linear|PatchProjection", "routing": r"Moe|Router", "residuals": r"Layer|Block",
-    "embeddings": "",
+    "casts of activations": r"Linear|PatchProjection", "residuals": r"DecoderLayer|VisionBlock",
+    "routing": r"Moe|Router", "embeddings": "",
 }  # fmt: skip
 WEIGHT_CASTS, PRODUCTS = "casts of weights", "products: "
 TRACED_LAYERS = 4
