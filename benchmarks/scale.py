@@ -294,7 +294,7 @@ def best_plan(plans: list[dict[str, Any]], gpus: int) -> dict[str, Any] | None:
 
 def way(each: dict[str, Any]) -> str:
     kept = "recomputed" if each["checkpointing"] else "kept"
-    return f"{each['sharding']}, {kept}, {each['tokens'] / 1024:.0f}k"
+    return f"{each['sharding']}, {kept}, {each['tokens']:,} tokens"
 
 
 def published_table(rows: list[dict[str, Any]]) -> str:
@@ -391,12 +391,12 @@ One number is fitted to the first row: arithmetic at {result["efficiency"]:.0%} 
 follow from it.
 
 {published_table(rows)}
-What the errors say: the step from 8 to 128 GPUs is met, so what is sent and hidden is about right. Compiled
-elementwise kernels are faster than the fitted eager ones. An A100 has a third of the arithmetic but more
-than half of the bandwidth, so it reaches a larger share of its peak than one number for all GPUs can say.
-In the last row each GPU holds an eighth of the experts and tokens travel; the formula gathers weights
-instead, as ZeRO-3 does. Those H100 had slower memory (2.4 TB/s) and 500 W, so the fitted number is rather
-low for an H200.
+What the errors say: the step from 8 to 128 GPUs is met to a few hundredths, so what is sent and hidden is
+about right. Compiled elementwise kernels are faster than the fitted eager ones. Both rows on A100 are far
+off: it has a third of the arithmetic but more than half of the bandwidth, so it most likely reaches a
+larger share of its peak than one number for all GPUs can say. In the last row each GPU holds an eighth of
+the experts and tokens travel; the formula gathers weights instead, as ZeRO-3 does. The H100 of torchtitan
+had slower memory (2.4 TB/s) and 500 W, so the fitted number is rather low for an H200.
 
 Memory: from 8 to 128 GPUs {result["memory_saved"]["published"]:.1f} GiB less were published (eager),
 {result["memory_saved"]["predicted"]:.1f} are predicted (16 bytes a parameter there, no bf16 copies).
