@@ -1,11 +1,11 @@
 """Where the time of a training step goes at least, by data sheet: no GPU is needed, and none was.
 
-    .venv/bin/python benchmarks/roofline.py [--quick] [--output FILE]
+    .venv/bin/python benchmarks/roofline.py [--cpu] [--quick] [--output FILE]
 
     geometry of each size of bench_gpu.py, a pack of pictures --trace--> kernels
       --products counted = qwenvl.data.flops?--> seconds at least of each kind, H100 and H200
       -> ceiling of the MFU, and what each lever would take away
-    quickstart.py's training on this CPU: kernels counted, steps timed, peaks measured
+    --cpu: quickstart.py's training on this CPU, kernels counted, steps timed, peaks measured
 
 Results go to benchmarks/results/roofline.json, as a page to roofline.md beside it. --quick: the nano
 geometry, nothing timed, only where --output says.
@@ -293,7 +293,7 @@ def cpu_report(steps: int) -> dict[str, Any]:
         flags = {
             "model_name_or_path": ROOT / "models/qwen3-vl-nano", "output_dir": f"{folder}/out",
             "dataset_config": f"{folder}/datasets.toml", "dataset_use": "easy_vqa",
-            **quickstart.TRAINING_FLAGS,
+            **quickstart.TRAINING_FLAGS, "bf16": False,
             "max_steps": counted + 1 + steps, "save_strategy": "no", "disable_tqdm": True,
         }  # fmt: skip
         kinds: Any = (ModelArguments, DataArguments, TrainingArguments)
@@ -445,6 +445,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="nano geometry, nothing timed: does it run?")
+    parser.add_argument("--cpu", action="store_true", help="measure this CPU too; close other programs first")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/roofline.json")
     options = parser.parse_args()
     output = options.output or (None if options.quick else ROOT / "benchmarks/results/roofline.json")
@@ -454,7 +455,7 @@ def main() -> None:
     }
     configs = {"nano": geometry(None)} if options.quick else {size: geometry(size) for size in SIZES}
     result["sizes"] = [report_of(size, config) for size, config in configs.items()]
-    result["cpu"] = None if options.quick else cpu_report(steps=20)
+    result["cpu"] = cpu_report(steps=20) if options.cpu else None
     for one in result["sizes"]:
         part = one["devices"]["H200"]
         print(f"{one['size']:8} H200: at least {part['ms']:.0f} ms, MFU at most {part['ceiling']:.0%}")
