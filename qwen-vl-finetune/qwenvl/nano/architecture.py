@@ -102,9 +102,15 @@ PUBLISHED: dict[tuple[str, str], tuple[dict, dict, bool]] = {
     ("qwen3_vl", "2B"): (_qwen3_text(2048, 6144, 28, 16, 8), _qwen3_vision(2048, large=False), True),
     ("qwen3_vl", "4B"): (_qwen3_text(2560, 9728, 36, 32, 8), _qwen3_vision(2560, large=False), True),
     ("qwen3_vl", "8B"): (_qwen3_text(4096, 12288, 36, 32, 8), _qwen3_vision(4096, large=True), False),
+    ("qwen3_vl", "32B"): (_qwen3_text(5120, 25600, 64, 64, 8), _qwen3_vision(5120, large=True), False),
     ("qwen3_vl_moe", "30B-A3B"): (
         _qwen3_text(2048, 6144, 48, 32, 4, **_EXPERTS_30B),
         _qwen3_vision(2048, large=True),
+        False,
+    ),
+    ("qwen3_vl_moe", "235B-A22B"): (
+        _qwen3_text(4096, 12288, 94, 64, 4, **_EXPERTS_30B | dict(moe_intermediate_size=1536)),
+        _qwen3_vision(4096, large=True),
         False,
     ),
 }
