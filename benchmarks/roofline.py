@@ -169,19 +169,10 @@ def without_casts(kernels: Iterable[Kernel]) -> list[Kernel]:
     return [kernel for kernel in kernels if kernel.kind != WEIGHT_CASTS]
 
 
-def in_bf16(kernels: Iterable[Kernel]) -> list[Kernel]:
-    """No matrix product is fp32."""
-    return [
-        dataclasses.replace(kernel, fp32=False, bytes=kernel.bytes / (2 if kernel.fp32 else 1))
-        for kernel in kernels
-    ]
-
-
 def levers(step: Step, large: Step, device: Device) -> dict[str, dict[str, float]]:
     """Of each lever by itself the milliseconds that it takes away, and the ceiling with it."""
     now = step.seconds(device)
     changes: dict[str, Callable[[list[Kernel]], list[Kernel]]] = {
-        "experts in bf16": in_bf16,
         "elementwise kernels fused": lambda kernels: fused(step, kernels),
         "no gradient checkpointing": stored,
         "weights kept in bf16": without_casts,
@@ -194,7 +185,7 @@ def levers(step: Step, large: Step, device: Device) -> dict[str, dict[str, float
     found[f"packs of {LARGE * PACK:,} tokens"] = {
         "ms": 1e3 * (now - per_token), "ceiling": large.ceiling(device, large.seconds(device))
     }  # fmt: skip
-    every = large.seconds(device, without_casts(stored(fused(large, in_bf16(large.kernels)))))
+    every = large.seconds(device, without_casts(stored(fused(large, large.kernels))))
     found["all of them"] = {
         "ms": 1e3 * (now - every / large.numbers.tokens * step.numbers.tokens),
         "ceiling": large.ceiling(device, every),
@@ -220,7 +211,6 @@ def report_of(size: str, config: Any) -> dict[str, Any]:
     report: dict[str, Any] = {
         "size": size, "parameters": step.parameters, "numbers": dataclasses.asdict(step.numbers),
         "needed_operations": step.needed, "kernels": sum(kernel.times for kernel in step.kernels),
-        "products_fp32": sum(k.times * k.operations for k in step.kernels if k.fp32),
         "patch_embedding_ms": 1e3 * 2 * embedding / H200.bf16, "devices": {},
     }  # fmt: skip
     for device in (H100, H200):
@@ -389,7 +379,6 @@ def page(result: dict[str, Any]) -> str:
     """The result in words."""
     sizes = {one["size"]: one for one in result["sizes"]}
     numbers = result["sizes"][0]["numbers"]
-    experts = [one for one in result["sizes"] if one["products_fp32"]]
     embedding = max(one["patch_embedding_ms"] for one in result["sizes"])
     starting = ", ".join(f"{one['kernels'] * LAUNCH * 1e3:.0f} ms ({size})" for size, one in sizes.items())
     text = f"""# Roofline of a training step
@@ -430,12 +419,6 @@ where that is more than the bound, the GPU waits for Python.
 - **Conv3d** has the operations of the linear patch embedding, {embedding:.1f} ms of a step at most. A
   roofline can't see how slow a kernel is: eight times as slow, as on a CPU, it would cost
   {7 * embedding:.1f} ms.
-"""
-    if experts:
-        text += """
-**Experts run in fp32.** The library's grouped product of experts is not known to autocast and takes the
-dtype of the weights, which are fp32 here. Counted are fp32 products at their peak; torch takes its slow way
-there, a product an expert in a loop, so the truth is worse. The lever is the first line above.
 """
     return text + (cpu_page(result["cpu"]) if result["cpu"] else "")
 

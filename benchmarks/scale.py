@@ -41,7 +41,7 @@ from typing import Any
 
 import torch
 from provenance import provenance
-from roofline import H100, H200, PACK, check, forward_products, in_bf16, needed, pack_of, stored, table
+from roofline import H100, H200, PACK, check, forward_products, needed, pack_of, stored, table
 from step_trace import Device, Kernel, Numbers, size, trace
 
 from qwenvl.data.flops import MultiplyAdds
@@ -120,7 +120,7 @@ def step_seconds(
 
 @dataclass(frozen=True)
 class Traced:
-    """A size with its packs of pictures; kernels by number of packs, checkpointed, experts in bf16."""
+    """A size with its packs of pictures; kernels by number of packs, checkpointed."""
 
     name: str
     model: Model
@@ -156,9 +156,7 @@ def model_of(config: Any) -> Model:
 def traced(name: str, packs: tuple[int, ...]) -> Traced:
     config: Any = published_config(MODELS[name], name, nano_tokenizer(MODELS[name]))
     batches = {each: pack_of(config, each) for each in packs}
-    kernels = {
-        each: in_bf16(trace(config, batch, checkpointing=True).kernels) for each, batch in batches.items()
-    }
+    kernels = {each: trace(config, batch, checkpointing=True).kernels for each, batch in batches.items()}
     for each, batch in batches.items():
         check(name, kernels[each], forward_products(config, batch))
     numbers = {each: Numbers.of(batch, config) for each, batch in batches.items()}
@@ -417,8 +415,7 @@ checkpointing. How the length of a step matters:
 {lengths_table(models)}
 *Sends*: share of the step in which a GPU only waits for weights or gradients. A mixture of experts has the
 weights of all of its experts to send and the arithmetic of a few: it wants many tokens a GPU, or experts
-divided over GPUs, which this repository does not do. Its experts are counted in bf16, which they are not
-yet (roofline.md).
+divided over GPUs, which this repository does not do.
 
 ## The loader
 

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from transformers.vision_utils import (
     get_vision_cu_seqlens,
     get_vision_interpolation_indices_and_weights,
@@ -38,7 +38,7 @@ from transformers.vision_utils import (
 )
 
 from qwenvl.nano.architecture import random_model
-from qwenvl.train import attention
+from qwenvl.train import attention, experts
 from qwenvl.train.model_loading import PatchProjection
 from qwenvl.train.trainer import token_losses
 
@@ -209,7 +209,7 @@ class Counter(TorchDispatchMode):
                 args[1], list | tuple
             ):
                 args = (args[0], self._places(args[1]), *args[2:])
-        result = _grouped_fp32(func, args, kwargs) if _is_grouped_fp32(func, given) else func(*args, **kwargs)
+        result = func(*args, **kwargs)
         self._count(func, args, given, result)
         return result
 
@@ -304,20 +304,6 @@ def _moved(packet: Any, given: list[torch.Tensor], made: list[torch.Tensor]) -> 
     return sum(read[packet in OVERWRITES :]) + written
 
 
-def _is_grouped_fp32(func: Any, given: list[torch.Tensor]) -> bool:
-    return func.overloadpacket is aten._grouped_mm and given[0].dtype == torch.float32
-
-
-def _grouped_fp32(func: Any, args: Any, kwargs: Any) -> Any:
-    """Fakes of the experts' products know bf16 alone."""
-    half = partial(_to, torch.bfloat16)
-    return func(*tree_map(half, args), **tree_map(half, kwargs)).float()
-
-
-def _to(dtype: torch.dtype, value: Any) -> Any:
-    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-
-
 @contextmanager
 def as_on_gpu() -> Iterator[None]:
     """Fakes of CPU tensors, since the backward pass of others wants their device, that compute as on a GPU.
@@ -382,6 +368,7 @@ def trace(
         model = random_model(short, device="cpu", dtype=torch.float32, seed=0)
         embedding = model.model.visual.patch_embed
         embedding.proj = PatchProjection(embedding.proj)
+        experts.follow_autocast(model)
         attention.enable(model)
         model.train()
         if checkpointing:

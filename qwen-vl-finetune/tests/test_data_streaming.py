@@ -383,15 +383,15 @@ def test_bad_rows_are_found_when_they_are_read(folder, load, tmp_path, caplog):
     write_lines(tmp_path / "bad.jsonl", rows)
     toml = tmp_path / "data.toml"
     toml.write_text(f'[bad]\nannotation_path = "bad.jsonl"\ndata_path = "{folder}"\n')
-    dataset = load(toml, "bad", streaming_buffer=1)
+    dataset = load(toml, "bad", streaming_buffer=1, data_flatten=False)
     good = dataset[0]
     with pytest.raises(ValueError, match=r"bad.jsonl: line 2 \(counted from 1\): .*gone1.png"):
         dataset[1]
     with pytest.raises(ValueError, match=r"bad.jsonl: line 4 .*: a packed list of samples; pass"):
         dataset[3]
-    packed = load(toml, "bad", streaming_buffer=1, data_flatten=True)
+    packed = load(toml, "bad", streaming_buffer=1)
     assert len(packed[3]["segment_lengths"]) == 1
-    skipping = load(toml, "bad", streaming_buffer=1, bad_samples="skip")
+    skipping = load(toml, "bad", streaming_buffer=1, bad_samples="skip", data_flatten=False)
     assert torch.equal(skipping[1]["input_ids"], skipping[2]["input_ids"])
     assert torch.equal(skipping[3]["input_ids"], good["input_ids"])
     assert skipping.skipped == 3
@@ -409,9 +409,7 @@ def test_what_cannot_be_streamed_is_refused(tmp_path, make, load, checkpoints, m
     (tmp_path / "none.jsonl").write_text("\n\n")
     refused('"none.jsonl"', "none.jsonl has no rows")
     refused('"gone.jsonl"', "gone.jsonl: No such file or directory; correct annotation_path")
-    with pytest.raises(
-        ValueError, match=r"--data_packing True measures all rows .* take --data_flatten True"
-    ):
+    with pytest.raises(ValueError, match=r"--data_packing True measures all rows .* stream packs written by"):
         DataArguments(streaming=True, data_packing=True)
     with pytest.raises(ValueError, match="--streaming_buffer 0: give a number of rows, 1 or more"):
         DataArguments(streaming_buffer=0)

@@ -16,10 +16,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForImageTextToText
 
 import qwenvl.train
 from qwenvl.nano import nano_model, write_checkpoint
+from qwenvl.train import experts
 from qwenvl.train.argument import TrainingArguments
 from qwenvl.train.expert_layout import publish
 from qwenvl.train.experts import ExpertBalance, balance_coefficient, find_routers
@@ -47,6 +49,46 @@ def reference(layers: list[torch.Tensor], top_k: int) -> float:
                 probability[expert] += exponents[expert] / sum(exponents) / tokens
         losses.append(experts * sum(s * p for s, p in zip(share, probability, strict=True)))
     return sum(losses) / len(losses)
+
+
+class Products(TorchDispatchMode):
+    """The dtypes of the weights that grouped matrix products are computed of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "grouped_mm" in str(func):
+            self.dtypes.add(args[1].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl_moe", "qwen3_5_moe"])
+def test_experts_compute_in_autocasts_dtype(family):
+    """As all other layers do; without autocast as ever, and gradients always have the weights' dtype."""
+    model = nano_model(family, seed=5).float()
+    layer = model.model.language_model.layers[-1].mlp.experts
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randn(40, model.config.text_config.hidden_size, generator=random)
+    chosen = torch.rand(40, layer.num_experts, generator=random).argsort(-1)[:, :2]
+
+    def output_and_gradient() -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        output = layer(hidden, chosen, torch.full((40, 2), 0.5))
+        output.square().sum().backward()
+        return output.detach(), layer.down_proj.grad.clone()
+
+    expected = output_and_gradient()
+    experts.follow_autocast(model)
+    for found, right in zip(output_and_gradient(), expected, strict=True):
+        assert torch.equal(found, right)
+    with torch.autocast("cpu", torch.bfloat16), Products() as products:
+        rounded = output_and_gradient()
+    assert products.dtypes == {torch.bfloat16}
+    for found, right in zip(rounded, expected, strict=True):
+        assert found.dtype == torch.float32
+        assert 0 < (found - right).norm() < 0.02 * right.norm()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ busy in one layer makes up for one that idles in the next.
 The loss is a statistic of a batch.  The batch here is one micro-batch over all ranks, padded or flattened:
 two ranks with one sample each take the step of one rank with two.  Micro-batches are weighted by their
 tokens; accumulating two of them is not the same as one twice as large.
+
+Also here: the experts' matrix products in autocast's dtype, of which the model library's know nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeTopKRouter
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextTopKRouter
 
@@ -30,6 +34,42 @@ from qwenvl.train.argument import TrainingArguments
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 Router = Qwen3VLMoeTextTopKRouter | Qwen3_5MoeTopKRouter
+
+
+GROUPED = "qwenvl_grouped_mm"
+
+
+class _Cast:
+    """Experts with their weights in another dtype."""
+
+    def __init__(self, experts: nn.Module, dtype: torch.dtype) -> None:
+        self._experts = experts
+        self.gate_up_proj: torch.Tensor = experts.gate_up_proj.to(dtype)
+        self.down_proj: torch.Tensor = experts.down_proj.to(dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._experts, name)
+
+
+def _autocast_experts(
+    experts: nn.Module, hidden_states: torch.Tensor, *routing: torch.Tensor
+) -> torch.Tensor:
+    """Grouped matrix products as `torch.autocast` has all others: of weights in fp32 they would be fp32, for
+    which a GPU has no grouped kernel.  Source: the model library's `grouped_mm_experts_forward`.
+    """
+    device = hidden_states.device.type
+    if not torch.is_autocast_enabled(device):
+        return grouped_mm_experts_forward(experts, hidden_states, *routing)
+    dtype = torch.get_autocast_dtype(device)
+    cast: Any = _Cast(experts, dtype)
+    return grouped_mm_experts_forward(cast, hidden_states.to(dtype), *routing).to(hidden_states.dtype)
+
+
+def follow_autocast(model: PreTrainedModel) -> None:
+    """Have the experts of a loaded model, where it has some, compute in autocast's dtype."""
+    if getattr(model.config.get_text_config(), "_experts_implementation", None) == "grouped_mm":
+        ALL_EXPERTS_FUNCTIONS.register(GROUPED, _autocast_experts)
+        model.set_experts_implementation(GROUPED)
 
 
 def find_routers(model: nn.Module) -> list[Router]:

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.image_utils import SizeDict
 
-from qwenvl.train import adapters, attention
+from qwenvl.train import adapters, attention, experts
 from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -103,6 +103,7 @@ def load_model(
     )
     patches = model.model.visual.patch_embed
     patches.proj = PatchProjection(patches.proj)
+    experts.follow_autocast(model)
     if data_args.flattened():
         attention.separate(model)
         if named is None:

@@ -50,10 +50,10 @@ class BatchedMuon(Muon):
                     alike[weight.shape].append(weight)
             for shape, weights in alike.items():
                 updates = _shared(self._momentum(weights, group), group["ns_steps"], group["eps"])
-                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
                 # The root mean square of AdamW's steps is about 0.2 of their rate.
                 rate = group["lr"] * 0.2 * max(shape) ** 0.5
-                torch._foreach_add_(weights, list(updates), alpha=-rate)
+                for weight, update in zip(weights, updates, strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
         return loss
 
     def _momentum(self, weights: list[torch.Tensor], group: dict[str, Any]) -> torch.Tensor:
