@@ -22,6 +22,8 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
         ("bench_data", "--quick"),
         ("bench_pack", "--quick"),
         ("bench_train", "--quick"),
+        ("bench_cpu", "--quick"),
+        ("bench_start", "--quick"),
         ("bench_gpu", "--smoke"),
         ("simulate_stream", "--quick"),
     ],

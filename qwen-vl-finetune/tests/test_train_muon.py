@@ -117,7 +117,8 @@ def test_two_processes_take_the_steps_of_one_by_the_public_command(tmp_path, che
         command = [*torchrun, f"--nproc_per_node={processes}", PACKAGE / "qwenvl/train/train_qwen.py", *flags]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert "speed: fp32" in done.stderr and "Muon" in done.stderr
+        assert done.stderr.count("speed: fp32") == 1  # The first process alone says it.
+        assert "attention within samples, batched by length through torch's own; " in done.stderr
         history = json.loads((output / "trainer_state.json").read_text())["log_history"]
         curves[processes] = [line["loss"] for line in history if "loss" in line]
     assert curves[1][-1] < curves[1][0]

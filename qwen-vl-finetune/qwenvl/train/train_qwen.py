@@ -83,7 +83,8 @@ def build_trainer(
         trainer.remove_callback(ProgressCallback)
     for line in describe(model, trainer.components):
         logger.info(line)
-    how = attention.describe(config, training_args.device.type, half=training_args.bf16 or training_args.fp16)
+    half = training_args.bf16 or training_args.fp16
+    how = attention.describe(trainer.vl_config, training_args.device.type, half=half)
     logger.info(speed.describe(training_args, data_args, how))
     return trainer
 
