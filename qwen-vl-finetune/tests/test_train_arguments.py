@@ -59,12 +59,14 @@ def test_the_defaults_are_those_of_the_original():
 def test_the_fast_way_is_the_default_and_a_flag_wins(features, monkeypatch):
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")  # Set for all other tests, see conftest.py.
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     _, data, training = parse("--output_dir out")
     assert data.data_flatten and training.optim == "adamw_torch_fused"
     assert training.bf16 is bool(features) and training.dataloader_num_workers == 0
     line = speed.describe(training, data, "torch's")
-    assert (f"bf16, which {next(iter(features))} has" if features else "fp32, bf16 would be emulated") in line
+    assert (
+        f"bf16, which {next(iter(features))} has" if features else "fp32, no fast bf16 is known here"
+    ) in line
     assert "samples end to end, no padding" in line and "adamw_torch_fused" in line
     assert not parse("--output_dir out --bf16 False")[2].bf16
     assert parse("--output_dir out --bf16")[2].bf16
@@ -76,10 +78,10 @@ def test_the_fast_way_is_the_default_and_a_flag_wins(features, monkeypatch):
 
 @pytest.mark.parametrize(("cores", "processes", "workers"), [(128, 8, 8), (16, 4, 3), (2, 1, 1), (2, 8, 1)])
 def test_loader_processes_beside_gpus(cores, processes, workers, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert speed.choose_workers() == workers
+    assert speed.choose_workers("cuda") == workers
+    assert speed.choose_workers("cpu") == 0
 
 
 @pytest.mark.parametrize("program", ["train/train_qwen.py", "train/train_dpo.py"])

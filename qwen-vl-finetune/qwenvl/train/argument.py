@@ -216,10 +216,12 @@ class TrainingArguments(transformers.TrainingArguments):
             )
         if not torch.accelerator.is_available():
             self.use_cpu = True
+        accelerator = None if self.use_cpu else torch.accelerator.current_accelerator()
+        device = accelerator.type if accelerator else "cpu"
         if self.bf16 is None:
-            self.bf16 = speed.choose_bf16(fp16=self.fp16)
+            self.bf16 = not self.fp16 and speed.choose_bf16(device)
         if self.dataloader_num_workers is None:
-            self.dataloader_num_workers = speed.choose_workers()
+            self.dataloader_num_workers = speed.choose_workers(device)
         super().__post_init__()
 
     def splits_weights(self) -> bool:

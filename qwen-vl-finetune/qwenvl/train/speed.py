@@ -20,26 +20,26 @@ if TYPE_CHECKING:  # They ask here for their defaults.
 MOST_WORKERS = 8
 
 
-def bf16_hardware(device: str | None = None) -> str | None:
-    """What multiplies bf16 matrices, for people to read; None: emulating it is slower than fp32.
+def bf16_hardware(device: str) -> str | None:
+    """What multiplies bf16 matrices on a type of device, for people to read.
 
-    device: "cuda" or "cpu"; default: the one that trains.
+    None: emulation does, which is slower than fp32, or nobody has tried.
     """
-    if device == "cuda" or (device is None and torch.cuda.is_available()):
+    if device == "cuda":
         name = torch.cuda.get_device_name()
         return name if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    features = torch.cpu.get_capabilities()
+    features = torch.cpu.get_capabilities() if device == "cpu" else {}
     return next((name for name in ("amx_bf16", "avx512_bf16") if features.get(name)), None)
 
 
-def choose_bf16(*, fp16: bool) -> bool:
+def choose_bf16(device: str) -> bool:
     """Whether to compute in bf16 where no flag says so."""
-    return not fp16 and "ACCELERATE_MIXED_PRECISION" not in os.environ and bf16_hardware() is not None
+    return "ACCELERATE_MIXED_PRECISION" not in os.environ and bf16_hardware(device) is not None
 
 
-def choose_workers() -> int:
+def choose_workers(device: str) -> int:
     """Loader processes of each training process where no flag says how many."""
-    if not torch.cuda.is_available():
+    if device == "cpu":
         return 0  # They would take the cores that train.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MOST_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
@@ -59,9 +59,9 @@ def describe(args: TrainingArguments, data_args: DataArguments, attention: str) 
 
 
 def _precision(args: TrainingArguments) -> str:
-    has = bf16_hardware()
+    has = bf16_hardware(args.device.type)
     if args.bf16:
-        return f"bf16, {f'which {has} has' if has else 'emulated here'}"
+        return f"bf16, which {has} has" if has else "bf16 as asked"
     if args.fp16:
         return "fp16"
-    return f"fp32 as asked, though {has} has bf16" if has else "fp32, bf16 would be emulated here"
+    return f"fp32 as asked, though {has} has bf16" if has else "fp32, no fast bf16 is known here"
