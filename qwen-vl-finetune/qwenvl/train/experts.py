@@ -42,7 +42,7 @@ GROUPED = "qwenvl_grouped_mm"
 class _Cast:
     """Experts with their weights in another dtype."""
 
-    def __init__(self, experts: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, experts: Any, dtype: torch.dtype) -> None:
         self._experts = experts
         self.gate_up_proj: torch.Tensor = experts.gate_up_proj.to(dtype)
         self.down_proj: torch.Tensor = experts.down_proj.to(dtype)
