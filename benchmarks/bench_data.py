@@ -197,6 +197,7 @@ def main() -> None:
         folder = Path(name)
         flags = ["--model_name_or_path", str(MODEL), "--dataset_config", str(write_rows(folder, count))]
         flags += ["--dataset_use", "rows", "--output_dir", name, "--model_max_length", "8192"]
+        flags += ["--data_flatten", "False"]
         kinds = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))  # pyright: ignore[reportArgumentType]
         model_args, data_args, training_args = kinds.parse_args_into_dataclasses(flags)
         config = load_config(model_args, training_args)

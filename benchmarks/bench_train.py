@@ -174,11 +174,10 @@ def sides(folder: Path, count: int) -> dict[str, Side]:
     return {
         "plain": plain(folder, scaled, pad, "random"),
         "grouped": plain(folder, scaled, pad, "group_by_length"),
-        "padded": ours(folder, data, items, pad),
-        "flattened": ours(folder, data, items, FlattenedCollator(), "--data_flatten", "True"),
+        "padded": ours(folder, data, items, pad, "--data_flatten", "False"),
+        "flattened": ours(folder, data, items, FlattenedCollator()),
         "packed": ours(
-            folder, data, packs, FlattenedCollator(), "--data_flatten", "True",
-            "--per_device_train_batch_size", "1",
+            folder, data, packs, FlattenedCollator(), "--per_device_train_batch_size", "1",
         ),
     }  # fmt: skip
 
