@@ -218,7 +218,7 @@ def check_losses(log: list[dict]) -> dict:
 
 
 def test_a_padded_run_on_two_processes_logs_it_all_to_tensorboard(data, tmp_path):
-    log = run(2, data, tmp_path, report_to="tensorboard", peak_tflops=0.5)
+    log = run(2, data, tmp_path, data_flatten=False, report_to="tensorboard", peak_tflops=0.5)
     line = check_losses(log)
     events = EventAccumulator(str(next(tmp_path.rglob("events.out.*")).parent))
     events.Reload()
