@@ -1,47 +1,37 @@
 """Where the time of a training step goes at least, by data sheet: no GPU is needed, and none was.
 
-    .venv/bin/python benchmarks/roofline.py [--cpu] [--quick] [--output FILE]
+    .venv/bin/python benchmarks/roofline.py [--quick] [--output FILE]
 
     geometry of each size of bench_gpu.py, a pack of pictures --trace--> kernels
       --products counted = qwenvl.data.flops?--> seconds at least of each kind, H100 and H200
       -> ceiling of the MFU, and what each lever would take away
-    --cpu: quickstart.py's training on this CPU, kernels counted, steps timed, peaks measured
 
 Results go to benchmarks/results/roofline.json, as a page to roofline.md beside it. --quick: the nano
-geometry, nothing timed, only where --output says.
+geometry, only where --output says.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 import logging
-import statistics
 import sys
-import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from bench_gpu import SIZES, geometry, steps_of, whole_losses
 from provenance import provenance
-from step_trace import PRODUCTS, WEIGHT_CASTS, Counter, Device, Kernel, Numbers, trace
-from transformers import HfArgumentParser, TrainerCallback
+from step_trace import PRODUCTS, WEIGHT_CASTS, Device, Kernel, Numbers, trace
 
 from qwenvl.data.collators import FlattenedCollator
 from qwenvl.data.flops import MultiplyAdds
 from qwenvl.nano.architecture import random_model
-from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
-from qwenvl.train.train_qwen import build_trainer
 from qwenvl.train.trainer import token_losses
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -224,90 +214,6 @@ def report_of(size: str, config: Any) -> dict[str, Any]:
     return report
 
 
-# This CPU
-
-
-def best(work: Callable[[], Any], times: int = 5) -> float:
-    """Seconds of the fastest of several runs."""
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
-
-
-def measured_cpu() -> Device:
-    """What this CPU reaches: products of square matrices, and a sum of two long vectors into a third."""
-    length, rates = 2**26, []
-    for dtype, side in ((torch.bfloat16, 512), (torch.float32, 2048)):  # bf16 may be emulated.
-        one, other = torch.randn(2, side, side).to(dtype)
-        rates.append(2 * side**3 / best(lambda one=one, other=other: one @ other))
-    read, added, written = torch.ones(3, length)
-    seconds = best(lambda: torch.add(read, added, alpha=2.0, out=written))
-    return Device("this CPU", rates[0], rates[1], 3 * 4 * length / seconds)
-
-
-class Watch(TrainerCallback):
-    """Counts the kernels of one step, then times those that follow."""
-
-    def __init__(self, model: torch.nn.Module, counted: int) -> None:
-        self.counter = Counter(model, None, {})
-        self.model = model
-        self.counted = counted
-        self.stack = ExitStack()
-        self.seconds: list[float] = []
-        self.began = 0.0
-
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
-        if state.global_step == self.counted:
-            self.stack.enter_context(self.counter.watching(self.model))
-        self.began = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        taken = time.perf_counter() - self.began
-        self.stack.close()
-        if state.global_step > self.counted + 1:
-            self.seconds.append(taken)
-
-
-def cpu_report(steps: int) -> dict[str, Any]:
-    """quickstart.py's training in one process on this CPU: what its kernels need, what steps take."""
-    with patch.object(sys, "path", [str(ROOT / "qwen-vl-finetune/demo"), *sys.path]):
-        quickstart = importlib.import_module("quickstart")
-    pictures = sorted(quickstart.easy_vqa.get_train_image_paths().items())[:200]
-    device, counted = measured_cpu(), 3
-    with tempfile.TemporaryDirectory() as folder:
-        with patch.object(quickstart.easy_vqa, "get_train_image_paths", lambda: dict(pictures)):
-            quickstart.convert(Path(folder), 1)
-        flags = {
-            "model_name_or_path": ROOT / "models/qwen3-vl-nano", "output_dir": f"{folder}/out",
-            "dataset_config": f"{folder}/datasets.toml", "dataset_use": "easy_vqa",
-            **quickstart.TRAINING_FLAGS, "bf16": False,
-            "max_steps": counted + 1 + steps, "save_strategy": "no", "disable_tqdm": True,
-        }  # fmt: skip
-        kinds: Any = (ModelArguments, DataArguments, TrainingArguments)
-        given = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-        parsed: Any = HfArgumentParser(kinds).parse_args_into_dataclasses(given)
-        trainer = build_trainer(*parsed)
-        batches: list[dict[str, Any]] = []
-        collate = trainer.data_collator
-        trainer.data_collator = lambda rows: batches.append(collate(rows)) or batches[-1]
-        watch = Watch(trainer.model, counted)
-        trainer.add_callback(watch)
-        trainer.train()
-    kernels, batch = watch.counter.kernels, batches[counted]
-    check("this CPU", kernels, forward_products(trainer.vl_config, batch))
-    by_group = grouped(kernels, device)
-    return {
-        "device": dataclasses.asdict(device), "tokens": batch["input_ids"].numel(), "timed_steps": steps,
-        "kernels": len(kernels), "groups_ms": by_group, "needed_operations": needed(trainer.vl_config, batch),
-        "optimiser_ms": 1e3 * sum(k.floor(device) for k in kernels if k.moment == "step"),
-        "floor_ms": 1e3 * sum(kernel.floor(device) for kernel in kernels),
-        "measured_ms": [1e3 * seconds for seconds in watch.seconds],
-    }  # fmt: skip
-
-
 # The page
 
 
@@ -352,36 +258,13 @@ def largest(sizes: dict[str, Any]) -> str:
     return ", ".join(found)
 
 
-def cpu_page(cpu: dict[str, Any]) -> str:
-    device, measured = cpu["device"], statistics.median(cpu["measured_ms"])
-    rows = [[name, f"{sum(ms.values()):.1f}"] for name, ms in cpu["groups_ms"].items() if ms]
-    rows += [["Muon and AdamW, clipping", f"{cpu['optimiser_ms']:.1f}"]]
-    rows += [["**all, at least**", f"**{cpu['floor_ms']:.0f}**"], ["**measured**", f"**{measured:.0f}**"]]
-    spread = f"{min(cpu['measured_ms']):.0f} to {max(cpu['measured_ms']):.0f}"
-    reached = cpu["needed_operations"] / device["fp32"] / measured * 1e3
-    return f"""
-## The small model on this CPU
-
-quickstart.py's training, one process on two cores, fp32: {cpu["tokens"]:,} tokens a step, {cpu["kernels"]:,}
-kernels. Measured on the same cores: {device["fp32"] / 1e9:.0f} 10^9 operations a second in fp32 and
-{device["bf16"] / 1e9:.1f} in bf16, which this CPU has no instructions for; {device["bandwidth"] / 1e9:.1f}
-GB/s by a sum of two vectors.
-
-{table(["milliseconds", "at least"], rows)}
-{cpu["timed_steps"]} steps took {spread} ms: {cpu["floor_ms"] / measured:.0%} of the time is what the
-kernels need at least, and the operations that the model needs are {reached:.0%} of the peak. Small tensors
-stay in the cache, which the floor does not know; starting {cpu["kernels"]:,} kernels from Python is not in
-it either.
-"""
-
-
 def page(result: dict[str, Any]) -> str:
     """The result in words."""
     sizes = {one["size"]: one for one in result["sizes"]}
     numbers = result["sizes"][0]["numbers"]
     embedding = max(one["patch_embedding_ms"] for one in result["sizes"])
     starting = ", ".join(f"{one['kernels'] * LAUNCH * 1e3:.0f} ms ({size})" for size, one in sizes.items())
-    text = f"""# Roofline of a training step
+    return f"""# Roofline of a training step
 
 **No GPU measured any of this.** These are lower bounds: the kernels of one step, counted from the code as
 it is, each at the speed of a data sheet: 989 x 10^12 operations a second in bf16 and 67 in fp32, 3.35 TB/s
@@ -420,15 +303,13 @@ where that is more than the bound, the GPU waits for Python.
   roofline can't see how slow a kernel is: eight times as slow, as on a CPU, it would cost
   {7 * embedding:.1f} ms.
 """
-    return text + (cpu_page(result["cpu"]) if result["cpu"] else "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="nano geometry, nothing timed: does it run?")
-    parser.add_argument("--cpu", action="store_true", help="measure this CPU too; close other programs first")
+    parser.add_argument("--quick", action="store_true", help="nano geometry: does it run?")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/roofline.json")
     options = parser.parse_args()
     output = options.output or (None if options.quick else ROOT / "benchmarks/results/roofline.json")
@@ -438,7 +319,6 @@ def main() -> None:
     }
     configs = {"nano": geometry(None)} if options.quick else {size: geometry(size) for size in SIZES}
     result["sizes"] = [report_of(size, config) for size, config in configs.items()]
-    result["cpu"] = cpu_report(steps=20) if options.cpu else None
     for one in result["sizes"]:
         part = one["devices"]["H200"]
         print(f"{one['size']:8} H200: at least {part['ms']:.0f} ms, MFU at most {part['ceiling']:.0%}")

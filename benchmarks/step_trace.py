@@ -45,11 +45,6 @@ from qwenvl.train.trainer import token_losses
 aten = torch.ops.aten
 MATRIX_PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten._grouped_mm}
 ATTENTION = {"torch_attn::_varlen_attn": 1.0, "torch_attn::_varlen_attn_backward": 2.5}
-# On a CPU: how many of the products of the forward pass, and which argument says that it is causal.
-CPU_ATTENTION = {
-    "aten::_scaled_dot_product_flash_attention_for_cpu": (1.0, 4),
-    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": (2.5, 7),
-}
 ALLOCATIONS = {aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided, aten.new_empty_strided}
 # These read and write the rows that an index names, no more.
 PICKED, PLACED = {aten.index, aten.embedding, aten.gather}, {aten.index_put_, aten._index_put_impl_}
@@ -254,7 +249,7 @@ class Counter(TorchDispatchMode):
 
     def _place(self, func: Any, given: list[torch.Tensor]) -> Place:
         _, times = self._layer()
-        if func.name() in ATTENTION | CPU_ATTENTION:
+        if func.name() in ATTENTION:
             return Place("attention", times)
         if func.overloadpacket is aten._to_copy and _storage(given[0]) in self._weights:
             return Place(WEIGHT_CASTS, times)
@@ -270,11 +265,6 @@ class Counter(TorchDispatchMode):
             language = result[0].shape[0] == self._numbers.tokens
             pairs = self._numbers.token_pairs if language else self._numbers.patch_pairs
             return ATTENTION[func.name()] * 4 * pairs * result[0].shape[1:].numel()
-        if func.name() in CPU_ATTENTION:
-            factor, causal = CPU_ATTENTION[func.name()]
-            query, key = given[1:3] if causal == 7 else given[:2]
-            share = 0.5 if len(args) > causal and args[causal] else 1.0
-            return factor * share * 4 * query.numel() * key.shape[-2]
         if func.overloadpacket not in MATRIX_PRODUCTS:
             return 0.0
         one, other = given[1:3] if func.overloadpacket in (aten.addmm, aten.baddbmm) else given[:2]
