@@ -50,21 +50,20 @@ Batch = dict[str, Any]
 Run = tuple[list[float], float]  # The loss of each step, conversations a second.
 
 
-def flags(folder: Path, output: str, steps: int, **more: Any) -> list[str]:
+def flags(folder: Path, output: str, steps: int, **more: Any) -> dict[str, Any]:
     """The quickstart's, but that the rate is constant and every step is logged."""
-    values = quickstart.TRAINING_FLAGS | {
+    return quickstart.TRAINING_FLAGS | {
         "model_name_or_path": MODEL, "dataset_config": folder / "data/datasets.toml",
         "dataset_use": "easy_vqa", "output_dir": folder / output, "max_steps": steps, "save_strategy": "no",
         "logging_steps": 1, "lr_scheduler_type": "constant", "warmup_ratio": 0, "disable_tqdm": True,
-    }  # fmt: skip
-    return [str(part) for name, value in (values | more).items() for part in (f"--{name}", value)]
+    } | more  # fmt: skip
 
 
 def padded_batches(folder: Path, steps: int) -> list[Batch]:
     """What train_qwen.py trains on, 32 conversations to a padded batch, as the model library takes it."""
     kinds: Any = (ModelArguments, DataArguments, TrainingArguments)
     given = flags(folder, "rows", steps, data_flatten=False, per_device_train_batch_size=BATCH)
-    trainer = build_trainer(*HfArgumentParser(kinds).parse_args_into_dataclasses(given))
+    trainer = build_trainer(*HfArgumentParser(kinds).parse_args_into_dataclasses(quickstart.as_flags(given)))
     image = trainer.model.config.image_token_id
     batches = []
     for batch in trainer.get_train_dataloader():
@@ -96,11 +95,10 @@ def plain(batches: list[Batch]) -> Run:
 
 def ours(folder: Path, steps: int, **more: Any) -> Run:
     """The training script as the quickstart starts it."""
-    processes = min(2, os.cpu_count() or 1)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [str(quickstart.TRAIN_SCRIPT)]
-    command += flags(folder, "out", steps, per_device_train_batch_size=BATCH // processes, **more)
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    size = BATCH // quickstart.training_processes()
+    command, threads = quickstart.training_command(
+        flags(folder, "out", steps, per_device_train_batch_size=size, **more)
+    )
     done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"training failed: {done.stderr[-2000:]}")
@@ -132,6 +130,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1 round of 6 steps without muon: does it run?")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/cpu.json")
     options = parser.parse_args()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     rounds, steps = (1, SKIP + 1) if options.quick else (options.rounds, 40)
     result = provenance("torch", "transformers", "accelerate")
     with tempfile.TemporaryDirectory() as name:

@@ -50,16 +50,12 @@ def seconds(command: list[str]) -> tuple[float, str]:
 
 def first_step(folder: Path) -> float:
     """From the start of torchrun to the log line of the first step."""
-    processes = min(2, os.cpu_count() or 1)
-    values = quickstart.TRAINING_FLAGS | {
+    command, threads = quickstart.training_command(quickstart.TRAINING_FLAGS | {
         "model_name_or_path": ROOT / "models/qwen3-vl-nano",
         "dataset_config": folder / "data/datasets.toml", "dataset_use": "easy_vqa",
         "output_dir": folder / "out", "max_steps": 1, "save_strategy": "no", "disable_tqdm": True,
-    }  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [str(quickstart.TRAIN_SCRIPT)]
-    command += [str(part) for name, value in values.items() for part in (f"--{name}", value)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    })  # fmt: skip
+    environment = os.environ | threads | {"PYTHONUNBUFFERED": "1"}
     began, taken = time.perf_counter(), None
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

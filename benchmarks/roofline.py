@@ -41,7 +41,7 @@ H200 = Device("H200", 989e12, 67e12, 4.8e12, 141e9)
 PACK, LARGE = 4096, 4  # Tokens at most; packs of a large step.
 # AdamW reads weight, gradient and both moments and writes all but the gradient; clipping reads the gradient,
 # then reads and writes it again. All in fp32.
-ADAMW_BYTES, CLIPPING_BYTES = 7 * 4, 3 * 4
+OPTIMISER_BYTES = (7 + 3) * 4
 TOLERANCE = 0.01
 LAUNCH = 5e-6  # Seconds that Python takes to start a kernel: an assumption.
 # Of a table, in its order: name and kinds.
@@ -74,7 +74,7 @@ class Step:
 
     def optimiser(self, device: Device) -> float:
         """Seconds of clipping and of AdamW."""
-        return self.parameters * (ADAMW_BYTES + CLIPPING_BYTES) / device.bandwidth
+        return self.parameters * OPTIMISER_BYTES / device.bandwidth
 
     def seconds(self, device: Device, kernels: Iterable[Kernel] | None = None) -> float:
         """All of the step at least; of other kernels where given."""
@@ -91,20 +91,21 @@ def pack_of(config: Any, packs: int) -> dict[str, Any]:
     return FlattenedCollator()(list(chain.from_iterable(steps_of("pictures", config, PACK, packs))))
 
 
-def forward_products(config: Any, batch: dict[str, Any]) -> float:
-    """Operations of one forward pass by `qwenvl.data.flops`, attention left out."""
-    cost = dataclasses.replace(MultiplyAdds.of(config), square=0, frame_square=0, window_square=0)
+def forward_operations(cost: MultiplyAdds, batch: dict[str, Any]) -> float:
     carried = (batch["labels"][:, 1:] != -100).sum()
     vision = sum(cost.vision(batch["image_grid_thw"]))
     return 2 * float(cost.language(batch["cu_seq_lens_q"].diff(), carried) + vision)
 
 
+def forward_products(config: Any, batch: dict[str, Any]) -> float:
+    """Operations of one forward pass by `qwenvl.data.flops`, attention left out."""
+    cost = dataclasses.replace(MultiplyAdds.of(config), square=0, frame_square=0, window_square=0)
+    return forward_operations(cost, batch)
+
+
 def needed(config: Any, batch: dict[str, Any]) -> float:
     """Operations of a step in which everything is trained: those of the forward pass three times."""
-    cost = MultiplyAdds.of(config)
-    carried = (batch["labels"][:, 1:] != -100).sum()
-    vision = sum(cost.vision(batch["image_grid_thw"]))
-    return 3 * 2 * float(cost.language(batch["cu_seq_lens_q"].diff(), carried) + vision)
+    return 3 * forward_operations(MultiplyAdds.of(config), batch)
 
 
 def check(name: str, kernels: Iterable[Kernel], expected: float) -> float:

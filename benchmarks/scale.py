@@ -41,7 +41,18 @@ from typing import Any
 
 import torch
 from provenance import provenance
-from roofline import H100, H200, PACK, check, forward_products, needed, pack_of, stored, table
+from roofline import (
+    H100,
+    H200,
+    OPTIMISER_BYTES,
+    PACK,
+    check,
+    forward_products,
+    needed,
+    pack_of,
+    stored,
+    table,
+)
 from step_trace import Device, Kernel, Numbers, size, trace
 
 from qwenvl.data.flops import MultiplyAdds
@@ -184,7 +195,7 @@ def plan(
     forward, backward = (part / reached for part in one.passes(H200, packs, checkpointing))
     seconds, shown = step_seconds(forward, backward, one.model, sharding, gpus, Fabric())
     optimised = one.model.parameters / (1 if sharding == "DDP" else gpus)
-    seconds += 40 * optimised / H200.bandwidth / reached
+    seconds += OPTIMISER_BYTES * optimised / H200.bandwidth / reached
     return {
         "sharding": sharding, "gpus": gpus, "tokens": tokens, "checkpointing": checkpointing,
         "memory_gib": memory / GIB, "fits": memory <= USABLE * H200.memory, "step_seconds": seconds,
@@ -211,7 +222,7 @@ def measured_reach(one: Traced) -> float | None:
     workload = result["workloads"]["pictures"]
     seconds = sum(workload["sides"]["ours"]["seconds"]) / len(workload["sides"]["ours"]["seconds"])
     device = H200 if "H200" in result["device"] else H100
-    bound = sum(one.passes(device, 1, True)) + 40 * one.model.parameters / device.bandwidth
+    bound = sum(one.passes(device, 1, True)) + OPTIMISER_BYTES * one.model.parameters / device.bandwidth
     return bound * workload["tokens"] / one.numbers[1].tokens / seconds
 
 
@@ -483,19 +494,17 @@ def main() -> None:
     output = options.output or (None if options.quick else ROOT / "benchmarks/results/scale.json")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     result = provenance("torch", "transformers")
-    sizes = (
-        [traced(name, (1,)) for name in ("2B",)]
-        if options.quick
-        else [traced(name, PACKS) for name in MODELS]
-    )
+    sizes = [traced("2B", (1,))] if options.quick else [traced(name, PACKS) for name in MODELS]
     rows = published()
     efficiency = calibrated(rows[0])
     like = next((one for one in sizes if one.name == "8B"), sizes[0])
     assumed = reach(like, efficiency)
-    few, many = (16 * rows[0].model.parameters / gpus / GIB for gpus in (8, 128))
+    few, many = rows[:2]
+    assert few.memory_gib and many.memory_gib
+    saved = 16 * few.model.parameters * (1 / few.gpus - 1 / many.gpus) / GIB
     result |= {
         "efficiency": efficiency, "reached": assumed, "published": published_report(rows, efficiency),
-        "memory_saved": {"published": 82.4 - 67.0, "predicted": few - many},
+        "memory_saved": {"published": few.memory_gib - many.memory_gib, "predicted": saved},
         "models": [report_of(one, assumed) for one in sizes],
     }  # fmt: skip
     for model in result["models"]:

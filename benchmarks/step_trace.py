@@ -68,7 +68,7 @@ TRACED_LAYERS = 4
 
 @dataclass(frozen=True)
 class Device:
-    """Of a data sheet or measured: dense operations a second in bf16 and fp32, bytes a second, bytes."""
+    """Of a data sheet: dense operations a second in bf16 and fp32, bytes a second, bytes."""
 
     name: str
     bf16: float
@@ -151,7 +151,6 @@ class Counter(TorchDispatchMode):
         self._copies: set[int] = set()
         self._made: dict[int, Place] = {}  # Number of an autograd node -> what made it.
         self._running: list[tuple[str, str]] = []  # Names and classes of modules.
-        self._went_back = False
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
@@ -205,7 +204,7 @@ class Counter(TorchDispatchMode):
             ):
                 args = (args[0], self._places(args[1]), *args[2:])
         result = func(*args, **kwargs)
-        self._count(func, args, given, result)
+        self._count(func, given, result)
         return result
 
     def _places(self, indices: Any) -> list[Any]:
@@ -220,14 +219,11 @@ class Counter(TorchDispatchMode):
                 places.append(index)
         return places
 
-    def _count(self, func: Any, args: Any, given: list[torch.Tensor], result: Any) -> None:
+    def _count(self, func: Any, given: list[torch.Tensor], result: Any) -> None:
         node = torch._C._current_autograd_node()
         number = node._sequence_nr() if node else torch._C._autograd._get_sequence_nr() - 1
-        self._went_back |= bool(node)
         if node and not self._running:
             moment, place = "backward", self._made.get(number, Place("loss"))
-        elif self._went_back and not node:
-            moment, place = "step", Place("optimiser")
         else:
             moment, place = "recomputed" if node else "forward", self._place(func, given)
             if not node:
@@ -239,7 +235,7 @@ class Counter(TorchDispatchMode):
         view = not func._schema.is_mutable and all(_storage(leaf) in known for leaf in made)
         if view or func.overloadpacket in ALLOCATIONS:
             return
-        operations = self._operations(func, args, given, result)
+        operations = self._operations(func, given, result)
         kind = place.kind
         if kind.startswith(PRODUCTS) and not operations:
             kind = "bias gradients" if moment == "backward" else "casts of activations"
@@ -260,7 +256,7 @@ class Counter(TorchDispatchMode):
             return Place(PRODUCTS + _first(TOWERS, name), times)
         return Place(_first(KINDS, innermost), times)
 
-    def _operations(self, func: Any, args: Any, given: list[torch.Tensor], result: Any) -> float:
+    def _operations(self, func: Any, given: list[torch.Tensor], result: Any) -> float:
         if func.name() in ATTENTION and self._numbers:
             language = result[0].shape[0] == self._numbers.tokens
             pairs = self._numbers.token_pairs if language else self._numbers.patch_pairs

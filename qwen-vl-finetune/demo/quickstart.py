@@ -224,15 +224,10 @@ def _evaluate(place: Workplace, model: Path, name: str) -> None:
         "max-new-tokens": MAX_NEW_TOKENS,
         "engine": "transformers",
     }
-    _run(place, [sys.executable, "-m", "qwenvl_eval.cli", "infer", "easyvqa", *_flags(flags)])
+    _run(place, [sys.executable, "-m", "qwenvl_eval.cli", "infer", "easyvqa", *as_flags(flags)])
 
 
 def _train(place: Workplace, model: Path, minutes: float) -> None:
-    import torch
-
-    cores = os.cpu_count() or 1
-    on_gpu = torch.cuda.is_available()
-    processes = torch.cuda.device_count() if on_gpu else min(2, cores)
     flags = {
         "model_name_or_path": model,
         "dataset_config": place.data / "datasets.toml",
@@ -241,13 +236,26 @@ def _train(place: Workplace, model: Path, minutes: float) -> None:
         "max_minutes": minutes,
         **TRAINING_FLAGS,
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [str(TRAIN_SCRIPT), *_flags(flags)]
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // processes))}
+    command, threads = training_command(flags)
     _run(place, command, environment=threads)
 
 
-def _flags(flags: dict[str, Any]) -> list[str]:
+def training_processes() -> int:
+    """One a GPU, without one two where there are two cores."""
+    import torch
+
+    return torch.cuda.device_count() or min(2, os.cpu_count() or 1)
+
+
+def training_command(flags: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """torchrun with train_qwen.py and these flags; what it adds to the environment."""
+    processes = training_processes()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    return [*command, str(TRAIN_SCRIPT), *as_flags(flags)], threads
+
+
+def as_flags(flags: dict[str, Any]) -> list[str]:
     return [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
 
 

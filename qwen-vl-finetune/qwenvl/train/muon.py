@@ -61,7 +61,9 @@ class BatchedMuon(Muon):
         grads = torch.stack([weight.grad for weight in weights if weight.grad is not None])
         states = [self.state[weight] for weight in weights]
         for state, grad in zip(states, grads, strict=True):
-            state.setdefault("momentum_buffer", torch.zeros_like(grad)).lerp_(grad, 1 - group["momentum"])
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(grad)
+            state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
         return grads.lerp(torch.stack([state["momentum_buffer"] for state in states]), group["momentum"])
 
 
