@@ -46,6 +46,9 @@ ROOT = Path(__file__).resolve().parent
 NANO = ROOT / "models/qwen3-vl-nano"
 DAY = 24 * 60 * 60
 MOST_CHARACTERS = 50_000
+PAUSE = 0.1
+"""Seconds between two states of an answer in the making: a browser that gets more than it can draw no longer
+hears its buttons."""
 EXAMPLES = (
     ("Describe the picture.", "qwen-vl-finetune/demo/images/scene-05.png"),
     ("How many objects are here?", "qwen-vl-finetune/demo/images/scene-11.png"),
@@ -193,10 +196,11 @@ class Page:
         try:
             turn = _question(message)
             messages = to_messages([*turns_of(history), turn], system=chosen.system, limits=chosen.limits)
-            thought = text = ""
+            thought, text, due = "", "", began
             with closing(self.backend.stream(messages, chosen.sampling)) as events:  # pyright: ignore[reportArgumentType]
                 for event in events:
-                    first = first or time.perf_counter() - began
+                    now = time.perf_counter()
+                    first = first or now - began
                     match event:
                         case ReasoningDelta(piece):
                             thought += piece
@@ -207,7 +211,9 @@ class Page:
                     said = _thought(thought, done=bool(text or reply)) + (
                         [_text(text)] if text or reply else []
                     )
-                    yield said, ""
+                    if now >= due or reply:
+                        due = now + PAUSE
+                        yield said, ""
             assert reply is not None
             seconds = time.perf_counter() - began
             speed = reply.completion_tokens / max(seconds - first, 1e-9)

@@ -29,6 +29,8 @@ sys.path.insert(0, str(ROOT / "qwen-vl-finetune/demo"))
 import quickstart  # noqa: E402
 
 GOAL_HELP, GOAL_STEP = 1.0, 20.0
+# As make starts them: the first start of each writes the bytecode that the others read.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 OWN_PARSER = (
     "from transformers import HfArgumentParser, Trainer, TrainingArguments; "
     "HfArgumentParser(TrainingArguments).print_help()"
@@ -41,7 +43,7 @@ COMMANDS = {
 
 def seconds(command: list[str]) -> tuple[float, str]:
     began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     taken = time.perf_counter() - began
     if done.returncode:
         sys.exit(f"{' '.join(command[:3])} failed: {done.stderr[-2000:]}")
@@ -55,7 +57,7 @@ def first_step(folder: Path) -> float:
         "dataset_config": folder / "data/datasets.toml", "dataset_use": "easy_vqa",
         "output_dir": folder / "out", "max_steps": 1, "save_strategy": "no", "disable_tqdm": True,
     })  # fmt: skip
-    environment = os.environ | threads | {"PYTHONUNBUFFERED": "1"}
+    environment = ENVIRONMENT | threads | {"PYTHONUNBUFFERED": "1"}
     began, taken = time.perf_counter(), None
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

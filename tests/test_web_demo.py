@@ -243,6 +243,9 @@ class Scripted:
             if "think" in asked:
                 yield ReasoningDelta("Let me see. ")
                 yield ReasoningDelta("A star.")
+            for _ in range(3000 * ("flood" in asked)):
+                text += "drop "
+                yield TextDelta("drop ")
             while "endless" in asked:
                 yield TextDelta("more ")
                 time.sleep(0.02)
@@ -362,6 +365,13 @@ def test_every_setting_reaches_the_back_end(page):
     ask(Client(page[0], verbose=False), "greedy", SCENE)
     assert page[1].sampled[-1] == Sampling(temperature=0, max_new_tokens=64)
     assert "max_pixels" not in page[1].seen[-1][-1]["content"][0]
+
+
+def test_an_answer_made_faster_than_a_browser_draws_comes_in_fewer_states(page):
+    job = Client(page[0], verbose=False).submit({"text": "flood", "files": []}, *SETTINGS, api_name="/chat")
+    said = str(job.result(timeout=120)[0])
+    assert said.count("drop ") == 3000 and " to flood" in said
+    assert 2 < len(job.outputs()) < 300
 
 
 def test_settings_on_the_page_and_an_example_are_used(window, page):

@@ -67,28 +67,29 @@ class PatchLayout:
 
     def image(self, pixels: np.ndarray, *, scaled: bool = True) -> tuple[np.ndarray, tuple[int, int, int]]:
         """uint8 [h, w, 3] -> (patches, grid)."""
-        height, width, channels = pixels.shape
-        p, m, rows, columns = self.patch, self.merge, height // self.patch, width // self.patch
-        blocks = pixels.reshape(rows // m, m, p, columns // m, m, p, channels).transpose(0, 3, 1, 4, 6, 2, 5)
-        cut = blocks.reshape(rows * columns, channels, 1, p, p)
+        cut, grid = self._cut(pixels.transpose(2, 0, 1)[None], 1)
         cut = self._scale(cut) if scaled else cut
-        patches = np.empty((rows * columns, channels, self.temporal, p, p), cut.dtype)
-        patches[:] = cut
-        return patches.reshape(rows * columns, -1), (1, rows, columns)
+        patches = np.repeat(cut, self.temporal, axis=2)
+        return patches.reshape(len(patches), -1), grid
 
     def video(self, frames: np.ndarray, *, scaled: bool = True) -> tuple[np.ndarray, tuple[int, int, int]]:
         """uint8 [n, 3, h, w] -> (patches, grid); the last frame is repeated to fill a temporal patch."""
         if missing := -len(frames) % self.temporal:
             frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
-        count, channels, height, width = frames.shape
-        p, m, rows, columns = self.patch, self.merge, height // self.patch, width // self.patch
-        steps = count // self.temporal
-        blocks = frames.reshape(
-            steps, self.temporal, channels, rows // m, m, p, columns // m, m, p
-        ).transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
-        cut = blocks.reshape(steps * rows * columns, channels, self.temporal, p, p)
+        cut, grid = self._cut(frames, self.temporal)
         cut = self._scale(cut) if scaled else cut
-        return cut.reshape(steps * rows * columns, -1), (steps, rows, columns)
+        return cut.reshape(len(cut), -1), grid
+
+    def _cut(self, frames: np.ndarray, temporal: int) -> tuple[np.ndarray, tuple[int, int, int]]:
+        """uint8 [n, 3, h, w] -> patches [n/t * h/p * w/p, 3, t, p, p], grid."""
+        count, channels, height, width = frames.shape
+        p, m, steps = self.patch, self.merge, count // temporal
+        rows, columns = height // p, width // p
+        # A patch's row of pixels is one item, so that numpy moves it in one piece.
+        items = np.ascontiguousarray(frames).view(f"V{p}")
+        blocks = items.reshape(steps, temporal, channels, rows // m, m, p, columns // m, m)
+        cut = np.ascontiguousarray(blocks.transpose(0, 3, 6, 4, 7, 2, 1, 5)).view(np.uint8)
+        return cut.reshape(-1, channels, temporal, p, p), (steps, rows, columns)
 
     def scale(self, patches: "torch.Tensor") -> "torch.Tensor":
         """uint8 [n, 3 * T * p * p] -> float32, on the same device, equal to scaled patches bit for bit."""
