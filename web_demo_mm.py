@@ -208,9 +208,7 @@ class Page:
                             text += piece
                         case Finished(reply):
                             thought, text = reply.reasoning, reply.text
-                    said = _thought(thought, done=bool(text or reply)) + (
-                        [_text(text)] if text or reply else []
-                    )
+                    said = _thought(thought, done=bool(text or reply)) + ([_text(text)] if text else [])
                     if now >= due or reply:
                         due = now + PAUSE
                         yield said, ""
@@ -222,7 +220,8 @@ class Page:
                 f"{speed:.1f} tokens/s · prompt {reply.prompt_tokens} tokens"
             )
             numbers += " · cut at the most tokens" if reply.finish_reason == "length" else ""
-            yield said + self._drawn(text, messages), numbers
+            said += self._drawn(text, messages) if text else [_note("No text", "The answer has no text.")]
+            yield said, numbers
         except (ValueError, BackendError) as error:
             yield [*said, _note("Not answered", str(error))], ""
 

@@ -251,6 +251,7 @@ class Scripted:
                 time.sleep(0.02)
             answer = f"{self.prefix}answer {len(self.seen)} to {asked}"
             scripted = {"where": BOX, "when": SPAN, "read": PAPER, "code": f"```html\n{PAPER}\n```"}
+            scripted["silent"] = ""
             answer = next((said for word, said in scripted.items() if word in asked), answer)
             for word in re.findall(r"\s*\S+", answer):
                 text += word
@@ -372,6 +373,11 @@ def test_an_answer_made_faster_than_a_browser_draws_comes_in_fewer_states(page):
     said = str(job.result(timeout=120)[0])
     assert said.count("drop ") == 3000 and " to flood" in said
     assert 2 < len(job.outputs()) < 300
+
+
+def test_an_answer_without_text_is_said_to_be_one(page):
+    said = ask(Client(page[0], verbose=False), "silent", SCENE)
+    assert [turn["metadata"]["title"] for turn in said] == ["No text"]
 
 
 def test_settings_on_the_page_and_an_example_are_used(window, page):
