@@ -73,7 +73,7 @@ if docker container inspect "$name" >/dev/null 2>&1; then
 fi
 
 gpus=()
-if nvidia-smi -L 2>/dev/null | grep -q GPU; then
+if [[ $(nvidia-smi -L 2>/dev/null) == *GPU* ]]; then
     gpus=(--gpus all)
 else
     echo "no GPU found (nvidia-smi -L): the demo runs on the CPU, slowly" >&2

@@ -104,7 +104,7 @@ def test_the_demo_starts_on_this_machine_only_with_the_checkpoint_read_only(mach
     ],
 )
 def test_every_option_has_its_place_in_the_command(machine, script, names):
-    machine.put("nvidia-smi", "#!/bin/sh\necho GPU 0: NVIDIA H100\n")
+    machine.put("nvidia-smi", "#!/bin/bash\necho GPU 0: NVIDIA H100; seq 20000\n")
     checkpoint, port, image, name = names
     done = machine.run(
         *[checkpoint, machine.checkpoint, port, 9000, "--host", "0.0.0.0", image, "mine:1", name, "demo-2"],

@@ -12,7 +12,7 @@
 set -euo pipefail
 # Slurm runs a copy of this file, so the others are found from where the job was submitted.
 script=$SLURM_SUBMIT_DIR/qwen-vl-finetune/scripts/${SCRIPT:-sft.sh}
-MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
+MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)}
 # Jobs that share a machine must not meet at one port.
 MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
 export NNODES=$SLURM_JOB_NUM_NODES MASTER_ADDR MASTER_PORT

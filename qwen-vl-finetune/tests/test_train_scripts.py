@@ -55,7 +55,7 @@ def test_slurm_starts_every_machine(checkpoints, tmp_path):
     """Two machines, which must find each other; `srun` and `scontrol` are played."""
     stubs = {
         "srun": 'SLURM_NODEID=1 "$@" & SLURM_NODEID=0 "$@" && wait $!',
-        "scontrol": "echo localhost; echo elsewhere",
+        "scontrol": "echo localhost; seq 20000",  # More names than a pipe holds: all must be read.
     }
     for name, text in stubs.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
