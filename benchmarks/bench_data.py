@@ -105,11 +105,14 @@ class Decode:
         self.folder = folder
 
     def batch(self, rows: range) -> Batch:
-        for name in self.files[rows.start : rows.stop]:
-            if name:
+        for index in rows:
+            if name := self.files[index]:
                 with Image.open(self.folder / name) as picture:
-                    picture.convert("RGB")
+                    self.use(picture.convert("RGB"), index)
         return {}
+
+    def use(self, picture: Image.Image, index: int) -> None:
+        """Decoded is all it has to be."""
 
 
 class Resize(Decode):
@@ -120,15 +123,8 @@ class Resize(Decode):
         grids = (dataset[index].get("image_grid_thw") for index in range(len(self.files)))
         self.sizes = [None if grid is None else (grid[0, 1:] * patch).tolist() for grid in grids]
 
-    def batch(self, rows: range) -> Batch:
-        for name, size in zip(
-            self.files[rows.start : rows.stop], self.sizes[rows.start : rows.stop], strict=True
-        ):
-            if name:
-                with Image.open(self.folder / name) as picture:
-                    pixels = pil_to_tensor(picture.convert("RGB"))
-                resize(pixels, size, InterpolationMode.BICUBIC, antialias=True)
-        return {}
+    def use(self, picture: Image.Image, index: int) -> None:
+        resize(pil_to_tensor(picture), self.sizes[index], InterpolationMode.BICUBIC, antialias=True)
 
 
 class Plain:

@@ -104,6 +104,7 @@ def test_the_demo_starts_on_this_machine_only_with_the_checkpoint_read_only(mach
     ],
 )
 def test_every_option_has_its_place_in_the_command(machine, script, names):
+    # More than a pipe holds: a reader that stops at the first GPU would hide them all.
     machine.put("nvidia-smi", "#!/bin/bash\necho GPU 0: NVIDIA H100; seq 20000\n")
     checkpoint, port, image, name = names
     done = machine.run(
